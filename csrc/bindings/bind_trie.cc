@@ -1,0 +1,227 @@
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "bindings.h"
+#include "gentrie/batch.h"
+#include "gentrie/builder.h"
+#include "gentrie/file.h"
+#include "gentrie/filter.h"
+
+namespace gentrie {
+
+namespace {
+
+using TriePtr = std::shared_ptr<Trie>;
+
+TriePtr unconst(std::shared_ptr<const Trie> trie) { return std::const_pointer_cast<Trie>(std::move(trie)); }
+
+/// Rows as `values` with `indptr`, or as the rows of a 2-d `values`.
+TriePtr build(const py::array& values, const std::optional<InputArray<std::int64_t>>& indptr, std::int64_t vocab_size,
+              std::int64_t end_token_id, const std::optional<InputArray<std::int64_t>>& item_ids, int num_threads,
+              const py::object& progress) {
+  SequenceSource source;
+  source.values = values.data();
+  source.value_bytes = static_cast<std::uint32_t>(values.itemsize());
+  source.num_values = static_cast<std::uint64_t>(values.size());
+  if (indptr) {
+    source.indptr = indptr->data();
+    source.num_rows = static_cast<std::uint64_t>(indptr->size()) - 1;
+  } else {
+    source.num_rows = static_cast<std::uint64_t>(values.shape(0));
+    source.length = static_cast<std::uint64_t>(values.shape(1));
+  }
+  if (item_ids) source.item_ids = item_ids->data();
+  BuildOptions options;
+  options.vocab_size = vocab_size;
+  options.end_token_id = end_token_id;
+  options.num_threads = num_threads;
+  options.progress = [&progress](std::uint64_t done, std::uint64_t total) {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C stops the build
+    if (!progress.is_none()) progress(done, total);
+  };
+  const py::gil_scoped_release no_gil;
+  return unconst(build_trie(source, options));
+}
+
+py::dict arrays_of(const TriePtr& trie) {
+  py::dict arrays;
+  for (std::size_t i = 0; i < kNumArrays; ++i) {
+    const ArrayRef& ref = trie->arrays()[i];
+    const py::dtype dtype(std::string(ref.is_signed ? "i" : "u") + std::to_string(ref.itemsize));
+    py::array array(dtype, {static_cast<py::ssize_t>(ref.count)}, {static_cast<py::ssize_t>(ref.itemsize)}, ref.data,
+                    py::cast(trie));
+    array.attr("flags").attr("writeable") = false;
+    arrays[array_name(static_cast<ArrayId>(i))] = std::move(array);
+  }
+  return arrays;
+}
+
+State checked(const TrieView& view, State state) {
+  check_states(view, &state, 1);
+  return state;
+}
+
+State walk(const TrieView& view, State state, const std::int64_t* tokens, std::int64_t count) {
+  for (std::int64_t i = 0; i < count && state >= 0; ++i) state = view.advance(state, as_token(tokens[i]));
+  return state;
+}
+
+py::array_t<std::int64_t> items_of(const TrieView& view, LeafRange leaves) {
+  std::vector<std::int64_t> items;
+  {
+    const py::gil_scoped_release no_gil;
+    for (std::uint32_t leaf = leaves.begin; leaf < leaves.end; ++leaf) {
+      const auto [begin, end] = view.items_of_leaf(leaf);
+      for (std::uint64_t entry = begin; entry < end; ++entry) items.push_back(view.item_id(entry));
+    }
+  }
+  return to_array(std::move(items));
+}
+
+py::array_t<std::int64_t> resolve(const Trie& trie, const InputArray<std::int64_t>& tokens) {
+  const TrieView& view = trie.view();
+  State state = walk(view, kRoot, tokens.data(), tokens.size());
+  if (state >= 0 && !view.is_leaf(state) && view.end_token != kNoToken) state = view.advance(state, view.end_token);
+  return items_of(view, view.is_leaf(state) ? view.leaves_below(state) : LeafRange{});
+}
+
+py::tuple to_sequences(const Trie& trie) {
+  const TrieView& view = trie.view();
+  std::vector<Token> values;
+  std::vector<std::int64_t> indptr{0}, item_indptr{0};
+  {
+    const py::gil_scoped_release no_gil;
+    for (std::uint32_t leaf = 0; leaf < view.num_leaves; ++leaf) {
+      trie.append_sequence(leaf, &values);
+      indptr.push_back(static_cast<std::int64_t>(values.size()));
+      item_indptr.push_back(static_cast<std::int64_t>(view.items_of_leaf(leaf).second));
+    }
+  }
+  return py::make_tuple(to_array(std::move(values)), to_array(std::move(indptr)),
+                        items_of(view, {0, view.num_leaves}), to_array(std::move(item_indptr)));
+}
+
+py::array_t<State> advance_states(const Trie& trie, const InputArray<State>& states,
+                                  const InputArray<std::int64_t>& tokens, int num_threads) {
+  py::array_t<State> out(states.size());
+  State* target = out.mutable_data();
+  const py::gil_scoped_release no_gil;
+  check_states(trie.view(), states.data(), static_cast<std::uint64_t>(states.size()));
+  advance_batch(trie.view(), states.data(), tokens.data(), target, static_cast<std::uint64_t>(states.size()),
+                num_threads);
+  return out;
+}
+
+py::tuple next_tokens(const Trie& trie, const InputArray<State>& states) {
+  std::vector<Token> tokens;
+  std::vector<std::int64_t> indptr;
+  {
+    const py::gil_scoped_release no_gil;
+    check_states(trie.view(), states.data(), static_cast<std::uint64_t>(states.size()));
+    next_tokens_batch(trie.view(), states.data(), static_cast<std::uint64_t>(states.size()), &tokens, &indptr);
+  }
+  return py::make_tuple(to_array(std::move(tokens)), to_array(std::move(indptr)));
+}
+
+py::array_t<State> states_of_tokens(const Trie& trie, const InputArray<std::int64_t>& tokens,
+                                    std::int64_t begin_token_id,
+                                    const std::optional<InputArray<std::int64_t>>& starts, int num_threads) {
+  py::array_t<State> out({tokens.shape(0), tokens.shape(1)});
+  State* target = out.mutable_data();
+  const std::int64_t* start = starts ? starts->data() : nullptr;
+  const py::gil_scoped_release no_gil;
+  token_states(trie.view(), tokens.data(), static_cast<std::uint64_t>(tokens.shape(0)),
+               static_cast<std::uint64_t>(tokens.shape(1)), as_token(begin_token_id), start, target, num_threads);
+  return out;
+}
+
+}  // namespace
+
+void bind_trie(py::module_& module) {
+  using py::arg;
+  py::class_<Trie, TriePtr>(module, "Trie")
+      .def_static("build", &build, arg("values"), arg("indptr"), arg("vocab_size"), arg("end_token_id"),
+                  arg("item_ids"), arg("num_threads"), arg("progress"))
+      .def_static(
+          "load",
+          [](const std::string& path, std::optional<bool> verify) {
+            const py::gil_scoped_release no_gil;
+            return unconst(
+                load_trie(path, !verify ? Verify::kAuto : *verify ? Verify::kAlways : Verify::kNever));
+          },
+          arg("path"), arg("verify"))
+      .def(
+          "save",
+          [](const Trie& trie, const std::string& path, const std::map<std::string, std::string>& metadata) {
+            save_trie(trie, path, metadata);
+          },
+          arg("path"), arg("metadata"), py::call_guard<py::gil_scoped_release>())
+      .def("verify", &verify_trie, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("num_items", [](const Trie& trie) { return trie.view().num_items; })
+      .def_property_readonly("num_sequences", [](const Trie& trie) { return trie.view().num_leaves; })
+      .def_property_readonly("num_nodes", [](const Trie& trie) { return trie.view().num_nodes; })
+      .def_property_readonly("vocab_size", [](const Trie& trie) { return trie.view().vocab_size; })
+      .def_property_readonly("end_token_id", [](const Trie& trie) { return trie.view().end_token; })
+      .def_property_readonly("max_depth", [](const Trie& trie) { return trie.view().max_depth; })
+      .def_property_readonly("max_branching", [](const Trie& trie) { return trie.view().max_branching; })
+      .def_property_readonly("fingerprint", &Trie::fingerprint)
+      .def_property_readonly("metadata", &Trie::metadata)
+      .def("arrays", &arrays_of)
+      .def(
+          "next_tokens",
+          [](const Trie& trie, State state) {
+            checked(trie.view(), state);
+            std::vector<Token> tokens;
+            std::vector<std::int64_t> indptr;
+            next_tokens_batch(trie.view(), &state, 1, &tokens, &indptr);
+            return to_array(std::move(tokens));
+          },
+          arg("state"))
+      .def("next_tokens_batch", &next_tokens, arg("states"))
+      .def(
+          "advance",
+          [](const Trie& trie, State state, std::int64_t token) {
+            return trie.view().advance(checked(trie.view(), state), as_token(token));
+          },
+          arg("state"), arg("token"))
+      .def("advance_batch", &advance_states, arg("states"), arg("tokens"), arg("num_threads"))
+      .def(
+          "walk",
+          [](const Trie& trie, const InputArray<std::int64_t>& tokens, State state) {
+            return walk(trie.view(), checked(trie.view(), state), tokens.data(), tokens.size());
+          },
+          arg("tokens"), arg("state"))
+      .def(
+          "forced_tokens",
+          [](const Trie& trie, State state) {
+            std::vector<Token> tokens;
+            append_forced(trie.view(), checked(trie.view(), state), &tokens);
+            return to_array(std::move(tokens));
+          },
+          arg("state"))
+      .def(
+          "is_leaf", [](const Trie& trie, State state) { return trie.view().is_leaf(checked(trie.view(), state)); },
+          arg("state"))
+      .def(
+          "num_sequences_below",
+          [](const Trie& trie, State state) {
+            return checked(trie.view(), state) < 0 ? 0 : trie.view().leaves_below(state).size();
+          },
+          arg("state"))
+      .def(
+          "items_below",
+          [](const Trie& trie, State state) {
+            const bool on_trie = checked(trie.view(), state) >= 0;
+            return items_of(trie.view(), on_trie ? trie.view().leaves_below(state) : LeafRange{});
+          },
+          arg("state"))
+      .def("resolve", &resolve, arg("tokens"))
+      .def("token_states", &states_of_tokens, arg("token_ids"), arg("begin_token_id"), arg("starts"),
+           arg("num_threads"))
+      .def("to_sequences", &to_sequences);
+}
+
+}  // namespace gentrie

@@ -1,0 +1,24 @@
+#include "bindings.h"
+#include "gentrie/builder.h"
+#include "gentrie/types.h"
+#include "gentrie/version.h"
+
+PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
+  namespace py = pybind11;
+  module.doc() = "gentrie's C++ core; the public faces are in the gentrie package.";
+  module.attr("__version__") = GENTRIE_VERSION;
+
+  py::register_exception_translator([](std::exception_ptr pending) {
+    try {
+      if (pending) std::rethrow_exception(pending);
+    } catch (const gentrie::FormatError& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
+    } catch (const gentrie::IoError& error) {
+      PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code(), error.what()).ptr());
+    }
+  });
+  module.def("default_num_threads", &gentrie::default_num_threads,
+             "Processors this process may use: affinity and cgroup quota.");
+  gentrie::bind_trie(module);
+  gentrie::bind_constraint(module);
+}

@@ -1,0 +1,81 @@
+#ifndef GENTRIE_HISTORY_H_
+#define GENTRIE_HISTORY_H_
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "gentrie/constraint.h"
+
+namespace gentrie {
+
+/// Token ids [rows, length], not owned; rows may lie apart.
+struct HistoryBatch {
+  const std::int64_t* ids = nullptr;
+  std::uint64_t rows = 0;
+  std::uint64_t length = 0;
+  std::int64_t row_stride = 0;  ///< elements
+  /// Where the response begins; null when triggered or where a token sequence says it. One entry may serve several
+  /// adjacent rows (beams): entry i * num_prompt_lengths / rows is row i's.
+  const std::int64_t* prompt_lengths = nullptr;
+  std::uint64_t num_prompt_lengths = 0;
+};
+
+/// What each row of a batch may go on with; rows in the same place share their tokens.
+struct AllowedRows {
+  std::vector<Verdict> verdicts;
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> spans;  ///< into tokens
+  std::vector<Token> tokens;
+
+  std::uint64_t num_dead() const;  ///< rows that have left the trie
+  /// The first constrained row that nothing may follow, or the number of rows.
+  std::uint64_t first_closed() const;
+};
+
+/// What a row that has left the trie, or that filter and earlier items have emptied, may go on with.
+enum class OnDead { kEos, kNothing };
+
+/// Reads whole histories, as `generate` hands them over at every step. Keeps nothing from one call to the next.
+class HistoryReader {
+ public:
+  /// One constraint for all rows, or one for every rows / size adjacent ones. `after`: where not empty, the response
+  /// begins behind its last occurrence.
+  HistoryReader(std::vector<std::shared_ptr<const Constraint>> constraints, std::vector<Token> after, OnDead on_dead);
+
+  std::uint64_t num_constraints() const { return constraints_.size(); }
+  /// The reader of one prompt. \throws std::invalid_argument if there are fewer constraints
+  HistoryReader row(std::uint64_t row) const;
+
+  /// \throws std::invalid_argument naming the row: no occurrence of `after`, a prompt length beyond the history, a
+  ///   number of rows that does not fit the constraints.
+  Cursor read(const HistoryBatch& batch, std::uint64_t row) const;
+  AllowedRows allowed(const HistoryBatch& batch) const;
+
+ private:
+  const Constraint& constraint(const HistoryBatch& batch, std::uint64_t row) const;
+  Cursor read_triggered(const Constraint& constraint, const std::int64_t* ids, std::uint64_t length) const;
+  std::uint64_t response_begin(const HistoryBatch& batch, std::uint64_t row) const;
+
+  std::vector<std::shared_ptr<const Constraint>> constraints_;
+  std::vector<Token> after_;
+  OnDead on_dead_;
+};
+
+/// Scores [rows, width] of 2, 4 or 8-byte floating point values; strides in elements.
+struct ScoreRows {
+  const void* scores = nullptr;
+  void* out = nullptr;
+  std::uint64_t width = 0;
+  std::int64_t score_stride = 0;
+  std::int64_t out_stride = 0;
+  std::uint32_t itemsize = 4;
+  std::uint64_t minus_infinity = 0;  ///< its bit pattern in this type
+};
+
+/// Writes every element of `out` once: the score where the token is allowed, -inf elsewhere. `out` must not overlap.
+void mask_scores(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows);
+
+}  // namespace gentrie
+
+#endif  // GENTRIE_HISTORY_H_

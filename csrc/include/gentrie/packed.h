@@ -1,0 +1,65 @@
+#ifndef GENTRIE_PACKED_H_
+#define GENTRIE_PACKED_H_
+
+#include <cstdint>
+#include <cstring>
+
+namespace gentrie {
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "arrays are stored little-endian and mapped as they are");
+
+/// Unsigned integers of `bits` (0..32) bits each, one after the other in 32-bit words, lowest bit first.
+/// Two words of padding follow the last value, so that a read may always take eight bytes.
+struct PackedView {
+  const std::uint32_t* words = nullptr;
+  std::uint32_t bits = 0;
+
+  std::uint32_t operator[](std::uint64_t index) const {
+    const std::uint64_t bit = index * bits;
+    std::uint64_t window;
+    std::memcpy(&window, reinterpret_cast<const char*>(words) + (bit >> 3), sizeof window);
+    return static_cast<std::uint32_t>((window >> (bit & 7)) & ((std::uint64_t{1} << bits) - 1));
+  }
+
+  /// Words that `count` values take, padding included.
+  static std::uint64_t num_words(std::uint64_t count, std::uint32_t bits) {
+    return (count * bits + 31) / 32 + 2;
+  }
+};
+
+/// Bits needed to hold `value`.
+inline std::uint32_t bit_width(std::uint64_t value) {
+  return value == 0 ? 0 : 64 - static_cast<std::uint32_t>(__builtin_clzll(value));
+}
+
+/// A bitmap with its own rank directory: word w holds bits [32w, 32w + 32) in its low half and the number of ones
+/// before them in its high half, so that one 8-byte load answers both membership and rank.
+struct RankedBitmap {
+  const std::uint64_t* words = nullptr;
+
+  bool test(std::uint64_t index) const { return (words[index >> 5] >> (index & 31)) & 1; }
+
+  /// Ones before `index`.
+  std::uint32_t rank(std::uint64_t index) const {
+    const std::uint64_t word = words[index >> 5];
+    const std::uint32_t below = static_cast<std::uint32_t>(word) & ((std::uint32_t{1} << (index & 31)) - 1);
+    return static_cast<std::uint32_t>(word >> 32) + static_cast<std::uint32_t>(__builtin_popcount(below));
+  }
+
+  /// Words for `count` bits; rank(count) may be asked too.
+  static std::uint64_t num_words(std::uint64_t count) { return count / 32 + 1; }
+
+  /// Fills the high halves from the low ones.
+  static void index(std::uint64_t* words, std::uint64_t num_words) {
+    std::uint64_t ones = 0;
+    for (std::uint64_t w = 0; w < num_words; ++w) {
+      const std::uint32_t bits = static_cast<std::uint32_t>(words[w]);
+      words[w] = ones << 32 | bits;
+      ones += static_cast<std::uint64_t>(__builtin_popcount(bits));
+    }
+  }
+};
+
+}  // namespace gentrie
+
+#endif  // GENTRIE_PACKED_H_

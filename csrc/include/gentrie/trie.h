@@ -1,0 +1,106 @@
+#ifndef GENTRIE_TRIE_H_
+#define GENTRIE_TRIE_H_
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gentrie/types.h"
+#include "gentrie/view.h"
+
+namespace gentrie {
+
+/// The arrays of a trie in the order in which they are stored.
+enum class ArrayId {
+  kVocabulary,
+  kEdgeIndptr,
+  kEdgeTokens,
+  kEdgeToNode,
+  kLeafBase,
+  kLeafPrefix,
+  kRunTokens,
+  kRunBlocks,
+  kRunOffsets,
+  kItemIndptr,
+  kItemIds,
+};
+inline constexpr std::size_t kNumArrays = 11;
+
+/// Name of an array in files and in `nbytes_by_array`.
+const char* array_name(ArrayId id);
+
+/// One array: `count` values of `itemsize` bytes. Readable up to the next multiple of 64 bytes.
+struct ArrayRef {
+  const void* data = nullptr;
+  std::uint64_t count = 0;
+  std::uint32_t itemsize = 1;
+  bool is_signed = false;
+
+  std::uint64_t nbytes() const { return count * itemsize; }
+  std::uint64_t padded_nbytes() const { return (nbytes() + 63) / 64 * 64; }
+};
+using ArrayTable = std::array<ArrayRef, kNumArrays>;
+
+/// The counts that, with the arrays, make a trie.
+struct TrieHeader {
+  std::uint64_t num_nodes = 0;
+  std::uint64_t num_leaves = 0;
+  std::uint64_t num_items = 0;
+  std::uint64_t num_run_tokens = 0;
+  std::uint64_t run_token_bits = 0;
+  std::uint64_t run_offset_bits = 0;
+  std::uint64_t max_depth = 0;
+  std::uint64_t max_branching = 0;
+  std::int64_t vocab_size = 0;
+  std::int64_t end_token_id = kNoToken;
+};
+
+/// A catalog's token sequences, immutable: share it between threads without locks. Owns its arrays or the mapping they
+/// lie in.
+///
+/// \code
+///   auto trie = gentrie::build_trie(source, options);
+///   gentrie::TrieView view = trie->view();
+///   gentrie::State state = view.advance(gentrie::kRoot, token);
+/// \endcode
+class Trie {
+ public:
+  /// `storage` keeps the memory behind `arrays` alive. An empty fingerprint is computed from the contents.
+  Trie(const TrieHeader& header, const ArrayTable& arrays, std::shared_ptr<const void> storage,
+       std::string fingerprint = {}, std::map<std::string, std::string> metadata = {});
+
+  const TrieView& view() const { return view_; }
+  const TrieHeader& header() const { return header_; }
+  const ArrayTable& arrays() const { return arrays_; }
+  const ArrayRef& array(ArrayId id) const { return arrays_[static_cast<std::size_t>(id)]; }
+
+  /// Sixteen hexadecimal digits that name the contents: vocabulary size, end token, sequences and item ids.
+  const std::string& fingerprint() const { return fingerprint_; }
+  /// What the file was saved with; empty for a trie just built.
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+  /// Appends the tokens of one sequence (end token included). \throws std::out_of_range
+  void append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const;
+
+ private:
+  TrieHeader header_;
+  ArrayTable arrays_;
+  std::shared_ptr<const void> storage_;
+  TrieView view_;
+  std::string fingerprint_;
+  std::map<std::string, std::string> metadata_;
+};
+
+/// Fingerprint from the header and one checksum per array.
+std::string fingerprint_of(const TrieHeader& header, const ArrayTable& arrays,
+                           const std::array<std::uint64_t, kNumArrays>& checksums);
+
+/// XXH64 of each array's padded bytes.
+std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays);
+
+}  // namespace gentrie
+
+#endif  // GENTRIE_TRIE_H_

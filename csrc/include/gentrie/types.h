@@ -1,0 +1,41 @@
+#ifndef GENTRIE_TYPES_H_
+#define GENTRIE_TYPES_H_
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace gentrie {
+
+/// A token id of the language model's vocabulary.
+using Token = std::int32_t;
+
+/// A position in a trie, opaque outside this library: a branching node, a place inside a forced run, or a leaf.
+/// Valid for the trie (fingerprint) that produced it.
+using State = std::int64_t;
+
+inline constexpr State kRoot = 0;       ///< nothing of the item has been written
+inline constexpr State kOffTrie = -1;   ///< the history has left the trie
+inline constexpr State kFreeText = -2;  ///< outside any item
+
+inline constexpr Token kNoToken = -1;
+
+/// A file that is not ours, is damaged, or is of a newer format.
+class FormatError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// The operating system refused to read or write; `code()` is errno.
+class IoError : public std::runtime_error {
+ public:
+  IoError(int code, const std::string& what) : std::runtime_error(what), code_(code) {}
+  int code() const { return code_; }
+
+ private:
+  int code_;
+};
+
+}  // namespace gentrie
+
+#endif  // GENTRIE_TYPES_H_

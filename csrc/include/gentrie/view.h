@@ -1,0 +1,250 @@
+#ifndef GENTRIE_VIEW_H_
+#define GENTRIE_VIEW_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "gentrie/packed.h"
+#include "gentrie/types.h"
+
+namespace gentrie {
+
+/// Half-open range of leaves. Leaves are numbered in lexicographic order of their sequences.
+struct LeafRange {
+  std::uint32_t begin = 0;
+  std::uint32_t end = 0;
+  std::uint32_t size() const { return end - begin; }
+};
+
+/// Half-open range of edges; those of one node are adjacent and sorted by token.
+struct EdgeRange {
+  std::uint32_t begin = 0;
+  std::uint32_t end = 0;
+  std::uint32_t size() const { return end - begin; }
+};
+
+/// The trie's arrays, not owned; trivially copyable. Lookups allocate nothing and do not throw, and no value read from
+/// an array is used as an index before it is bounded: a damaged file can give a wrong answer, never a read outside.
+///
+/// Only branching nodes exist (and the root). An edge carries its first token; the tokens that are forced after it
+/// (its run) belong to its target, a node or a leaf. Nodes are numbered level by level, so the k-th edge that leads to
+/// a node leads to node k: targets need one bit an edge and a rank. Targets are numbered nodes first, then leaves, and
+/// `target | tokens_left << 40` is the State of a place inside the run to that target.
+struct TrieView {
+  static constexpr std::uint32_t kRemainingShift = 40;
+  static constexpr State kTargetMask = (State{1} << kRemainingShift) - 1;
+  static constexpr std::uint64_t kMaxSequenceLength = (std::uint64_t{1} << 23) - 1;
+  static constexpr std::uint64_t kRunBlock = 64;  ///< targets that share one entry of run_blocks
+
+  std::uint32_t num_nodes = 0;
+  std::uint32_t num_edges = 0;
+  std::uint32_t num_leaves = 0;
+  std::uint64_t num_items = 0;
+  std::uint64_t num_run_tokens = 0;
+  std::int32_t vocab_size = 0;
+  Token end_token = kNoToken;
+  std::uint32_t num_tokens = 0;  ///< distinct tokens, the length of `vocabulary`
+  std::uint32_t max_depth = 0;   ///< tokens of the longest sequence, the end token included
+  std::uint32_t max_branching = 0;
+  std::uint32_t edge_token_bytes = 1;
+  std::uint32_t item_id_bytes = 4;
+
+  const Token* vocabulary = nullptr;            ///< [num_tokens] distinct token ids, ascending
+  const std::uint32_t* edge_indptr = nullptr;   ///< [num_nodes + 1]
+  const void* edge_tokens = nullptr;            ///< [num_edges] indices into vocabulary, 1, 2 or 4 bytes
+  RankedBitmap edge_to_node;                    ///< [num_edges] 1: leads to a node, 0: to a leaf
+  const std::uint32_t* leaf_base = nullptr;     ///< [num_nodes], see first_leaf
+  const std::uint32_t* leaf_prefix = nullptr;   ///< [num_nodes + 1], sum over earlier nodes of (leaves below - 1)
+  PackedView run_tokens;                        ///< [num_run_tokens] indices into vocabulary, target after target
+  const std::uint64_t* run_blocks = nullptr;    ///< [num_targets / 64 + 1] where each block of targets starts
+  PackedView run_offsets;                       ///< [num_targets + 1] start of each run after its block's
+  const std::uint32_t* item_indptr = nullptr;   ///< [num_leaves + 1]; nullptr: leaf i is item entry i
+  const void* item_ids = nullptr;               ///< [num_items] 4 or 8 bytes, ascending within a leaf
+
+  std::uint64_t num_targets() const { return std::uint64_t{num_nodes} + num_leaves; }
+
+  // --- States ---------------------------------------------------------------------------------------------------
+
+  static State make_state(std::uint64_t target, std::uint64_t remaining) {
+    return static_cast<State>(target | remaining << kRemainingShift);
+  }
+  static std::uint64_t target_of(State state) { return static_cast<std::uint64_t>(state & kTargetMask); }
+  static std::uint64_t remaining_of(State state) { return static_cast<std::uint64_t>(state) >> kRemainingShift; }
+
+  /// Whether `state` (not negative) can have come from this trie.
+  bool contains(State state) const {
+    return state >= 0 && target_of(state) < num_targets() && remaining_of(state) <= run_length(target_of(state));
+  }
+  bool is_leaf(State state) const { return state >= 0 && remaining_of(state) == 0 && target_of(state) >= num_nodes; }
+  std::uint32_t leaf_of(State state) const { return static_cast<std::uint32_t>(target_of(state) - num_nodes); }
+
+  // --- Runs -----------------------------------------------------------------------------------------------------
+
+  std::uint64_t run_begin(std::uint64_t target) const {
+    return std::min(run_blocks[target / kRunBlock] + run_offsets[target], num_run_tokens);
+  }
+  std::uint64_t run_end(std::uint64_t target) const { return run_begin(target + 1); }
+  std::uint64_t run_length(std::uint64_t target) const {
+    const std::uint64_t begin = run_begin(target), end = run_end(target);
+    return end > begin ? end - begin : 0;
+  }
+  /// Token at `position` of all runs; `position` is bounded here.
+  Token run_token(std::uint64_t position) const {
+    return token_at(run_tokens[std::min(position, num_run_tokens)]);
+  }
+  /// The next token of a state inside a run (remaining > 0).
+  Token next_run_token(State state) const { return run_token(run_end(target_of(state)) - remaining_of(state)); }
+
+  // --- Tokens and edges -----------------------------------------------------------------------------------------
+
+  Token token_at(std::uint32_t index) const { return vocabulary[std::min(index, num_tokens - 1)]; }
+
+  /// Index of `token` in the vocabulary, or num_tokens if the catalog does not use it.
+  std::uint32_t index_of(Token token) const {
+    const std::uint32_t at = lower_bound(vocabulary, 0, num_tokens, token);
+    return at < num_tokens && vocabulary[at] == token ? at : num_tokens;
+  }
+
+  EdgeRange edges(std::uint32_t node) const {
+    const std::uint32_t begin = std::min(edge_indptr[node], num_edges);
+    return {begin, std::max(begin, std::min(edge_indptr[node + 1], num_edges))};
+  }
+
+  std::uint32_t edge_token_index(std::uint32_t edge) const {
+    switch (edge_token_bytes) {
+      case 1:
+        return static_cast<const std::uint8_t*>(edge_tokens)[edge];
+      case 2:
+        return static_cast<const std::uint16_t*>(edge_tokens)[edge];
+      default:
+        return static_cast<const std::uint32_t*>(edge_tokens)[edge];
+    }
+  }
+
+  /// The edge of `range` whose token has this vocabulary index, or range.end.
+  std::uint32_t find_edge(EdgeRange range, std::uint32_t token_index) const {
+    switch (edge_token_bytes) {
+      case 1:
+        return find_edge_in(static_cast<const std::uint8_t*>(edge_tokens), range, token_index);
+      case 2:
+        return find_edge_in(static_cast<const std::uint16_t*>(edge_tokens), range, token_index);
+      default:
+        return find_edge_in(static_cast<const std::uint32_t*>(edge_tokens), range, token_index);
+    }
+  }
+
+  /// The node that the first node-edge at or after `edge` leads to.
+  std::uint32_t next_node(std::uint32_t edge) const { return std::min(1 + edge_to_node.rank(edge), num_nodes); }
+
+  /// First leaf below `edge` of `node`; edges(node).end gives the end of the last one's. `child` is next_node(edge).
+  /// Earlier edges of the node hold one leaf each, and (leaves below - 1) more if they lead to a node.
+  std::uint32_t first_leaf(std::uint32_t node, std::uint32_t edge, std::uint32_t child) const {
+    return leaf_base[node] + edge + leaf_prefix[child];  // modulo 2^32 throughout
+  }
+  LeafRange leaves_of_edge(std::uint32_t node, std::uint32_t edge) const {
+    const std::uint32_t child = next_node(edge);
+    const std::uint32_t begin = first_leaf(node, edge, child);
+    return bounded(begin, edge_to_node.test(edge) ? leaves_below_node(child) : 1);
+  }
+  /// The edge of `node` that `leaf` lies below: the last one whose first leaf is not beyond it.
+  std::uint32_t edge_above(std::uint32_t node, std::uint32_t leaf) const {
+    EdgeRange range = edges(node);
+    while (range.size() > 1) {
+      const std::uint32_t middle = range.begin + range.size() / 2;
+      if (first_leaf(node, middle, next_node(middle)) <= leaf) {
+        range.begin = middle;
+      } else {
+        range.end = middle;
+      }
+    }
+    return range.begin;
+  }
+  std::uint32_t leaves_below_node(std::uint32_t node) const {
+    return node < num_nodes ? leaf_prefix[node + 1] - leaf_prefix[node] + 1 : 0;
+  }
+
+  /// The state after taking `edge` of `node`: its target with the whole run still to write.
+  State follow(std::uint32_t node, std::uint32_t edge) const {
+    const std::uint32_t child = next_node(edge);
+    std::uint64_t target;
+    if (edge_to_node.test(edge)) {
+      if (child >= num_nodes) return kOffTrie;
+      target = child;
+    } else {
+      const std::uint32_t leaf = first_leaf(node, edge, child);
+      if (leaf >= num_leaves) return kOffTrie;
+      target = std::uint64_t{num_nodes} + leaf;
+    }
+    return make_state(target, run_length(target));
+  }
+
+  /// The state after `token`, or kOffTrie. Free text stays free text. A non-negative `state` must be contained.
+  State advance(State state, Token token) const {
+    if (state < 0) return state;
+    const std::uint64_t target = target_of(state);
+    if (remaining_of(state) > 0) {
+      return next_run_token(state) == token ? state - (State{1} << kRemainingShift) : kOffTrie;
+    }
+    if (target >= num_nodes) return kOffTrie;  // a complete sequence has no continuation
+    const std::uint32_t node = static_cast<std::uint32_t>(target);
+    const std::uint32_t index = index_of(token);
+    if (index == num_tokens) return kOffTrie;
+    const EdgeRange range = edges(node);
+    const std::uint32_t edge = find_edge(range, index);
+    return edge == range.end ? kOffTrie : follow(node, edge);
+  }
+
+  // --- What lies below ------------------------------------------------------------------------------------------
+
+  /// Leaves that `state` (contained) can still reach.
+  LeafRange leaves_below(State state) const {
+    const std::uint64_t target = target_of(state);
+    if (target >= num_nodes) return bounded(static_cast<std::uint32_t>(target - num_nodes), 1);
+    const std::uint32_t node = static_cast<std::uint32_t>(target);
+    const std::uint32_t edge = edges(node).begin;
+    return bounded(first_leaf(node, edge, next_node(edge)), leaves_below_node(node));
+  }
+
+  /// Item entries of one leaf, as a range into item_ids.
+  std::pair<std::uint64_t, std::uint64_t> items_of_leaf(std::uint32_t leaf) const {
+    if (item_indptr == nullptr) {
+      const std::uint64_t begin = std::min<std::uint64_t>(leaf, num_items);
+      return {begin, std::min<std::uint64_t>(begin + 1, num_items)};
+    }
+    const std::uint64_t begin = std::min<std::uint64_t>(item_indptr[leaf], num_items);
+    return {begin, std::max(begin, std::min<std::uint64_t>(item_indptr[leaf + 1], num_items))};
+  }
+  std::int64_t item_id(std::uint64_t entry) const {
+    return item_id_bytes == 4 ? static_cast<const std::int32_t*>(item_ids)[entry]
+                              : static_cast<const std::int64_t*>(item_ids)[entry];
+  }
+
+ private:
+  LeafRange bounded(std::uint32_t begin, std::uint32_t count) const {
+    begin = std::min(begin, num_leaves);
+    return {begin, begin + std::min(count, num_leaves - begin)};
+  }
+
+  template <typename T, typename V>
+  static std::uint32_t lower_bound(const T* values, std::uint32_t begin, std::uint32_t end, V value) {
+    const T* base = values + begin;
+    std::uint32_t length = end - begin;
+    while (length > 1) {  // the comparison becomes a conditional move: no branch to mispredict
+      const std::uint32_t half = length / 2;
+      base += static_cast<V>(base[half - 1]) < value ? half : 0;
+      length -= half;
+    }
+    return static_cast<std::uint32_t>(base - values) + (length == 1 && static_cast<V>(*base) < value ? 1 : 0);
+  }
+
+  template <typename T>
+  static std::uint32_t find_edge_in(const T* tokens, EdgeRange range, std::uint32_t token_index) {
+    const std::uint32_t at = lower_bound(tokens, range.begin, range.end, token_index);
+    return at < range.end && tokens[at] == token_index ? at : range.end;
+  }
+};
+
+}  // namespace gentrie
+
+#endif  // GENTRIE_VIEW_H_

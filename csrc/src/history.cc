@@ -1,0 +1,168 @@
+#include "gentrie/history.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace gentrie {
+
+namespace {
+
+/// Ids outside the vocabulary match nothing.
+Token narrowed(std::int64_t id) { return id >= 0 && id <= 0x7FFFFFFF ? static_cast<Token>(id) : kNoToken; }
+
+bool is_free(Verdict verdict) { return verdict == Verdict::kFree || verdict == Verdict::kFreeNoBegin; }
+
+/// Which of `entries` a row uses, where each serves as many adjacent rows.
+std::uint64_t entry_of(std::uint64_t row, std::uint64_t rows, std::uint64_t entries) {
+  return row / (rows / entries);
+}
+
+template <typename Word>
+void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
+  const auto minus_infinity = static_cast<Word>(rows.minus_infinity);
+  for (std::uint64_t row = 0; row < allowed.verdicts.size(); ++row) {
+    const Word* scores = static_cast<const Word*>(rows.scores) + static_cast<std::int64_t>(row) * rows.score_stride;
+    Word* out = static_cast<Word*>(rows.out) + static_cast<std::int64_t>(row) * rows.out_stride;
+    const Verdict verdict = allowed.verdicts[row];
+    if (is_free(verdict)) {
+      std::memcpy(out, scores, rows.width * sizeof(Word));
+      if (verdict == Verdict::kFreeNoBegin) out[begin_token] = minus_infinity;
+      continue;
+    }
+    std::fill_n(out, rows.width, minus_infinity);
+    const auto [begin, end] = allowed.spans[row];
+    for (std::uint64_t i = begin; i < end; ++i) out[allowed.tokens[i]] = scores[allowed.tokens[i]];
+  }
+}
+
+}  // namespace
+
+std::uint64_t AllowedRows::num_dead() const {
+  return static_cast<std::uint64_t>(std::count(verdicts.begin(), verdicts.end(), Verdict::kDead));
+}
+
+std::uint64_t AllowedRows::first_closed() const {
+  std::uint64_t row = 0;
+  while (row < verdicts.size() && (is_free(verdicts[row]) || spans[row].first < spans[row].second)) ++row;
+  return row;
+}
+
+HistoryReader::HistoryReader(std::vector<std::shared_ptr<const Constraint>> constraints, std::vector<Token> after,
+                             OnDead on_dead)
+    : constraints_(std::move(constraints)), after_(std::move(after)), on_dead_(on_dead) {}
+
+const Constraint& HistoryReader::constraint(const HistoryBatch& batch, std::uint64_t row) const {
+  return *constraints_[entry_of(row, batch.rows, constraints_.size())];
+}
+
+HistoryReader HistoryReader::row(std::uint64_t row) const {
+  if (constraints_.size() == 1) return *this;
+  if (row >= constraints_.size()) {
+    throw std::invalid_argument("batch_id=" + std::to_string(row) + ", item_filter has " +
+                                std::to_string(constraints_.size()) + " entries");
+  }
+  return {{constraints_[row]}, after_, on_dead_};
+}
+
+Cursor HistoryReader::read_triggered(const Constraint& constraint, const std::int64_t* ids,
+                                     std::uint64_t length) const {
+  const Token begin_token = constraint.options().begin_token;
+  // Nothing before the last end of turn matters, and without `unique` nothing before the last begin token.
+  const bool whole_turn = constraint.options().unique != Unique::kNo;
+  std::uint64_t at = length;
+  while (at > 0 && !constraint.is_eos(narrowed(ids[at - 1]))) {
+    --at;
+    if (!whole_turn && ids[at] == begin_token) break;
+  }
+  Cursor cursor = constraint.start();
+  while (true) {
+    at = static_cast<std::uint64_t>(std::find(ids + at, ids + length, begin_token) - ids);
+    if (at == length) return cursor;
+    do {
+      constraint.advance(&cursor, narrowed(ids[at++]));
+    } while (at < length && cursor.state >= 0);
+  }
+}
+
+std::uint64_t HistoryReader::response_begin(const HistoryBatch& batch, std::uint64_t row) const {
+  const std::int64_t* ids = batch.ids + static_cast<std::int64_t>(row) * batch.row_stride;
+  if (!after_.empty()) {
+    const std::int64_t* const end = ids + batch.length;
+    const std::int64_t* const found = std::find_end(ids, end, after_.begin(), after_.end());
+    if (found == end) {
+      throw std::invalid_argument("input_ids[" + std::to_string(row) + "] does not hold the token sequence `after`");
+    }
+    return static_cast<std::uint64_t>(found - ids) + after_.size();
+  }
+  const std::int64_t begin = batch.prompt_lengths[entry_of(row, batch.rows, batch.num_prompt_lengths)];
+  if (begin < 0 || static_cast<std::uint64_t>(begin) > batch.length) {
+    throw std::invalid_argument("prompt_length=" + std::to_string(begin) + " of row " + std::to_string(row) +
+                                " is outside [0, " + std::to_string(batch.length) + "], the length of input_ids");
+  }
+  return static_cast<std::uint64_t>(begin);
+}
+
+Cursor HistoryReader::read(const HistoryBatch& batch, std::uint64_t row) const {
+  const Constraint& rules = constraint(batch, row);
+  const std::int64_t* ids = batch.ids + static_cast<std::int64_t>(row) * batch.row_stride;
+  if (rules.is_triggered()) return read_triggered(rules, ids, batch.length);
+  Cursor cursor = rules.start();
+  for (std::uint64_t at = response_begin(batch, row); at < batch.length && !cursor.finished; ++at) {
+    rules.advance(&cursor, narrowed(ids[at]));
+  }
+  return cursor;
+}
+
+AllowedRows HistoryReader::allowed(const HistoryBatch& batch) const {
+  const auto check_rows = [&](const char* what, std::uint64_t count) {
+    if (count > batch.rows || (count > 0 && batch.rows % count != 0)) {
+      throw std::invalid_argument(std::string(what) + " has " + std::to_string(count) + " entries, input_ids has " +
+                                  std::to_string(batch.rows) + " rows");
+    }
+  };
+  if (batch.rows == 0) return {};
+  check_rows("item_filter", constraints_.size());
+  check_rows("prompt_length", batch.num_prompt_lengths);
+
+  AllowedRows rows;
+  rows.verdicts.reserve(batch.rows);
+  rows.spans.reserve(batch.rows);
+  Cursor previous;
+  for (std::uint64_t row = 0; row < batch.rows; ++row) {
+    Cursor cursor = read(batch, row);
+    // Beams start out in the same place: list the tokens of a wide node once.
+    const bool same = row > 0 && constraints_.size() == 1 && cursor.state == previous.state &&
+                      cursor.finished == previous.finished && cursor.spent.empty() && previous.spent.empty();
+    if (same) {
+      rows.verdicts.push_back(rows.verdicts.back());
+      rows.spans.push_back(rows.spans.back());
+    } else {
+      const std::uint64_t begin = rows.tokens.size();
+      const Verdict verdict = constraint(batch, row).allowed(cursor, &rows.tokens);
+      if (on_dead_ == OnDead::kNothing && (verdict == Verdict::kDead || verdict == Verdict::kEmptied)) {
+        rows.tokens.resize(begin);
+      }
+      rows.verdicts.push_back(verdict);
+      rows.spans.emplace_back(begin, rows.tokens.size());
+    }
+    previous = std::move(cursor);
+  }
+  return rows;
+}
+
+void mask_scores(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
+  switch (rows.itemsize) {
+    case 2:
+      return mask_rows<std::uint16_t>(allowed, begin_token, rows);
+    case 4:
+      return mask_rows<std::uint32_t>(allowed, begin_token, rows);
+    case 8:
+      return mask_rows<std::uint64_t>(allowed, begin_token, rows);
+    default:
+      throw std::invalid_argument("itemsize=" + std::to_string(rows.itemsize) + ", expected 2, 4 or 8");
+  }
+}
+
+}  // namespace gentrie

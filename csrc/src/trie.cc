@@ -1,0 +1,107 @@
+#include "gentrie/trie.h"
+
+#include <cstdio>
+#include <stdexcept>
+
+#include "xxhash64.h"
+
+namespace gentrie {
+
+const char* array_name(ArrayId id) {
+  static constexpr const char* kNames[kNumArrays] = {
+      "vocabulary", "edge_indptr", "edge_tokens", "edge_to_node", "leaf_base", "leaf_prefix",
+      "run_tokens", "run_blocks",  "run_offsets", "item_indptr",  "item_ids",
+  };
+  return kNames[static_cast<std::size_t>(id)];
+}
+
+std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays) {
+  std::array<std::uint64_t, kNumArrays> checksums{};
+  for (std::size_t i = 0; i < kNumArrays; ++i) checksums[i] = xxhash64(arrays[i].data, arrays[i].padded_nbytes());
+  return checksums;
+}
+
+std::string fingerprint_of(const TrieHeader& header, const ArrayTable& arrays,
+                           const std::array<std::uint64_t, kNumArrays>& checksums) {
+  std::vector<std::uint64_t> words = {static_cast<std::uint64_t>(header.vocab_size),
+                                      static_cast<std::uint64_t>(header.end_token_id), header.num_nodes,
+                                      header.num_leaves, header.num_items};
+  for (std::size_t i = 0; i < kNumArrays; ++i) {
+    words.push_back(arrays[i].count);
+    words.push_back(checksums[i]);
+  }
+  char digits[17];
+  std::snprintf(digits, sizeof digits, "%016llx",
+                static_cast<unsigned long long>(xxhash64(words.data(), words.size() * sizeof words[0])));
+  return digits;
+}
+
+namespace {
+
+TrieView make_view(const TrieHeader& header, const ArrayTable& arrays) {
+  const auto at = [&](ArrayId id) -> const ArrayRef& { return arrays[static_cast<std::size_t>(id)]; };
+  TrieView view;
+  view.num_nodes = static_cast<std::uint32_t>(header.num_nodes);
+  view.num_leaves = static_cast<std::uint32_t>(header.num_leaves);
+  view.num_edges = static_cast<std::uint32_t>(at(ArrayId::kEdgeTokens).count);
+  view.num_items = header.num_items;
+  view.num_run_tokens = header.num_run_tokens;
+  view.vocab_size = static_cast<std::int32_t>(header.vocab_size);
+  view.end_token = static_cast<Token>(header.end_token_id);
+  view.num_tokens = static_cast<std::uint32_t>(at(ArrayId::kVocabulary).count);
+  view.max_depth = static_cast<std::uint32_t>(header.max_depth);
+  view.max_branching = static_cast<std::uint32_t>(header.max_branching);
+  view.edge_token_bytes = at(ArrayId::kEdgeTokens).itemsize;
+  view.item_id_bytes = at(ArrayId::kItemIds).itemsize;
+
+  view.vocabulary = static_cast<const Token*>(at(ArrayId::kVocabulary).data);
+  view.edge_indptr = static_cast<const std::uint32_t*>(at(ArrayId::kEdgeIndptr).data);
+  view.edge_tokens = at(ArrayId::kEdgeTokens).data;
+  view.edge_to_node.words = static_cast<const std::uint64_t*>(at(ArrayId::kEdgeToNode).data);
+  view.leaf_base = static_cast<const std::uint32_t*>(at(ArrayId::kLeafBase).data);
+  view.leaf_prefix = static_cast<const std::uint32_t*>(at(ArrayId::kLeafPrefix).data);
+  view.run_tokens = {static_cast<const std::uint32_t*>(at(ArrayId::kRunTokens).data),
+                     static_cast<std::uint32_t>(header.run_token_bits)};
+  view.run_blocks = static_cast<const std::uint64_t*>(at(ArrayId::kRunBlocks).data);
+  view.run_offsets = {static_cast<const std::uint32_t*>(at(ArrayId::kRunOffsets).data),
+                      static_cast<std::uint32_t>(header.run_offset_bits)};
+  const ArrayRef& item_indptr = at(ArrayId::kItemIndptr);
+  view.item_indptr = item_indptr.count == 0 ? nullptr : static_cast<const std::uint32_t*>(item_indptr.data);
+  view.item_ids = at(ArrayId::kItemIds).data;
+  return view;
+}
+
+}  // namespace
+
+Trie::Trie(const TrieHeader& header, const ArrayTable& arrays, std::shared_ptr<const void> storage,
+           std::string fingerprint, std::map<std::string, std::string> metadata)
+    : header_(header),
+      arrays_(arrays),
+      storage_(std::move(storage)),
+      view_(make_view(header, arrays)),
+      fingerprint_(std::move(fingerprint)),
+      metadata_(std::move(metadata)) {
+  if (fingerprint_.empty()) fingerprint_ = fingerprint_of(header_, arrays_, checksums_of(arrays_));
+}
+
+void Trie::append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const {
+  if (leaf >= view_.num_leaves) {
+    throw std::out_of_range("leaf " + std::to_string(leaf) + " is not below num_sequences=" +
+                            std::to_string(view_.num_leaves));
+  }
+  std::uint32_t node = 0;
+  while (true) {
+    const std::uint32_t edge = view_.edge_above(node, leaf);
+    const State state = edge < view_.num_edges ? view_.follow(node, edge) : kOffTrie;
+    if (state == kOffTrie) throw FormatError("the trie's arrays contradict each other; verify the file");
+    const std::uint64_t target = TrieView::target_of(state);
+    tokens->push_back(view_.token_at(view_.edge_token_index(edge)));
+    const std::uint64_t end = view_.run_end(target);
+    for (std::uint64_t at = end - TrieView::remaining_of(state); at < end; ++at) tokens->push_back(view_.run_token(at));
+    if (target >= view_.num_nodes) return;
+    if (target <= node) throw FormatError("the trie's arrays contradict each other; verify the file");
+    node = static_cast<std::uint32_t>(target);
+  }
+}
+
+}  // namespace gentrie

@@ -1,0 +1,1 @@
+"""Operations on tensors of any device. They know tensors and the trie's flat arrays, not models or tokenizers."""

@@ -1,0 +1,25 @@
+"""Keep a language model inside a catalog: token tries for constrained generation, training and search."""
+
+from gentrie._core import __version__
+from gentrie._paths import get_cmake_dir, get_include
+from gentrie.bitmask import (
+    allocate_token_bitmask,
+    apply_token_bitmask_inplace,
+    get_bitmask_shape,
+    reset_token_bitmask,
+)
+from gentrie.matcher import TrieMatcher, batch_fill_next_token_bitmask
+from gentrie.trie import TokenTrie
+
+__all__ = [
+    "TokenTrie",
+    "TrieMatcher",
+    "__version__",
+    "allocate_token_bitmask",
+    "apply_token_bitmask_inplace",
+    "batch_fill_next_token_bitmask",
+    "get_bitmask_shape",
+    "get_cmake_dir",
+    "get_include",
+    "reset_token_bitmask",
+]

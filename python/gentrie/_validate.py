@@ -1,0 +1,226 @@
+"""Every check of shapes, dtypes, devices and ranges that the Python faces make, whatever the backend behind them."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+Int64Array = npt.NDArray[np.int64]
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether ``value`` is a torch tensor, without importing torch for those who do not use it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def integer(name: str, value: object, low: int, high: int) -> int:
+    """``value`` as an int in [low, high]; bools and floats are refused."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}={value!r} is a bool, expected an integer")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}, expected an integer") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name}={number} is outside [{low}, {high}]")
+    return number
+
+
+def optional_token(name: str, value: object, vocab_size: int) -> int:
+    """A token id, or -1 for None."""
+    return -1 if value is None else integer(name, value, 0, vocab_size - 1)
+
+
+def tokens_of(name: str, value: object, vocab_size: int) -> list[int]:
+    """One token id or several as a list; None gives none."""
+    if value is None:
+        return []
+    if not isinstance(value, Iterable):
+        return [integer(name, value, 0, vocab_size - 1)]
+    return [integer(f"{name}[{i}]", token, 0, vocab_size - 1) for i, token in enumerate(value)]
+
+
+def choice(name: str, value: object, choices: Sequence[object]) -> Any:
+    """``value`` if it is one of ``choices`` (compared by identity for bools)."""
+    for option in choices:
+        if value is option or (type(value) is type(option) and value == option):
+            return value
+    raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def int64_array(name: str, value: object) -> Int64Array:
+    """Any array-like of integers as int64, C-contiguous; floats, bools, strings and ragged lists are refused."""
+    if is_tensor(value):
+        value = value.detach().cpu().numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # ragged
+        raise ValueError(f"{name} is not an array of integers: {error}") from None
+    if array.size == 0 and array.dtype == np.float64 and not isinstance(value, np.ndarray):
+        array = array.astype(np.int64)  # an empty list has no dtype of its own
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
+    if array.dtype == np.uint64 and array.size > 0 and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} holds {int(array.max())}, which int64 cannot hold")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def token_row(name: str, value: object) -> Int64Array:
+    """A one-dimensional array of token ids."""
+    array = int64_array(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}, expected one dimension")
+    return array
+
+
+def sequences(value: object) -> tuple[npt.NDArray[Any], Int64Array | None]:
+    """Sequences in any of the accepted forms.
+
+    Returns ``(values, indptr)``, or ``(values, None)`` for the rows of an array [N, L]; values are int32 or int64.
+    """
+    if isinstance(value, str | bytes | Mapping):
+        raise TypeError(f"sequences is a {type(value).__name__}, expected rows of token ids")
+    if isinstance(value, tuple) and len(value) == 2 and _is_array(value[0]) and _is_array(value[1]):
+        indptr = token_row("indptr", value[1])
+        if indptr.size < 1:
+            raise ValueError("indptr is empty, expected N + 1 entries")
+        values = _token_values("values", value[0])
+        if values.ndim != 1:
+            raise ValueError(f"values has shape {values.shape}, expected one dimension")
+        return values, indptr
+    if _is_array(value):
+        values = _token_values("sequences", value)
+        if values.ndim != 2:
+            raise ValueError(f"sequences has shape {values.shape}, expected [N, L]")
+        return values, None
+    if not isinstance(value, Iterable):
+        raise TypeError(f"sequences is a {type(value).__name__}, expected rows of token ids")
+    return _ragged(value if isinstance(value, Sequence) else list(value))
+
+
+def item_ids(value: object, num_rows: int) -> Int64Array | None:
+    """Item ids, one a row, or None for the row numbers."""
+    if value is None:
+        return None
+    array: Any = value if _is_array(value) else np.asarray(value)
+    if array.dtype.kind in "USO" if isinstance(array, np.ndarray) else False:
+        raise TypeError(
+            "item_ids must be integers; keep string ids in a list of your own and pass their positions in it"
+        )
+    ids = token_row("item_ids", array)
+    if ids.size != num_rows:
+        raise ValueError(f"item_ids has {ids.size} entries, sequences has {num_rows} rows")
+    return ids
+
+
+def string_map(name: str, value: Mapping[str, str] | None) -> dict[str, str]:
+    """A mapping from str to str as a dict; None gives an empty one."""
+    entries = dict(value or {})
+    for key, entry in entries.items():
+        if not isinstance(key, str) or not isinstance(entry, str):
+            raise TypeError(f"{name}[{key!r}]={entry!r}: keys and values must be strings")
+    return entries
+
+
+def bitmask(mask: object, vocab_size: int, name: str = "bitmask") -> torch.Tensor:
+    """An int32 token bitmask [batch, words] on the CPU whose rows are contiguous and cover ``vocab_size``."""
+    if not is_tensor(mask):
+        raise TypeError(f"{name} is a {type(mask).__name__}, expected a torch.Tensor")
+    tensor = mask
+    if tensor.dtype is not sys.modules["torch"].int32:
+        raise TypeError(f"{name} has dtype {tensor.dtype}, expected torch.int32")
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected [batch, ceil(vocab_size / 32)]")
+    if tensor.shape[1] * 32 < vocab_size:
+        raise ValueError(f"{name} has {tensor.shape[1]} words a row, which is less than vocab_size={vocab_size} needs")
+    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
+        raise ValueError(f"{name} has strides {tensor.stride()}, expected contiguous rows")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name} is on {tensor.device}, expected the CPU")
+    return tensor
+
+
+def row_indices(name: str, value: object, count: int | None, num_rows: int) -> Int64Array:
+    """Row numbers in [0, num_rows): ``value``, or 0, 1, ... where it is None."""
+    if value is None:
+        rows = np.arange(num_rows if count is None else count, dtype=np.int64)
+    else:
+        rows = token_row(name, value)
+    if count is not None and rows.size != count:
+        raise ValueError(f"{name} has {rows.size} entries, expected {count}")
+    for i in np.flatnonzero((rows < 0) | (rows >= num_rows))[:1]:
+        raise ValueError(f"{name}[{i}]={rows[i]} is outside [0, {num_rows})")
+    return rows
+
+
+def history_and_scores(input_ids: object, scores: object, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [batch, length] and the scores [batch, >= vocab_size] that follow them, on one device."""
+    if not is_tensor(input_ids) or not is_tensor(scores):
+        wrong, name = (scores, "scores") if is_tensor(input_ids) else (input_ids, "input_ids")
+        raise TypeError(f"{name} is a {type(wrong).__name__}, expected a torch.Tensor")
+    ids, values = input_ids, scores
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == sys.modules["torch"].bool:
+        raise TypeError(f"input_ids has dtype {ids.dtype}, expected integers")
+    if not values.is_floating_point():
+        raise TypeError(f"scores has dtype {values.dtype}, expected a floating point type")
+    if ids.dim() != 2 or values.dim() != 2 or ids.shape[0] != values.shape[0]:
+        raise ValueError(
+            f"input_ids has shape {tuple(ids.shape)} and scores {tuple(values.shape)}, "
+            "expected [batch, length] and [batch, vocabulary]"
+        )
+    if values.shape[1] < vocab_size:
+        raise ValueError(f"scores has {values.shape[1]} columns, fewer than the trie's vocab_size={vocab_size}")
+    if ids.device != values.device:
+        raise ValueError(f"input_ids is on {ids.device}, scores on {values.device}, expected one device")
+    return ids, values
+
+
+def _is_array(value: object) -> bool:
+    return is_tensor(value) or isinstance(value, np.ndarray)
+
+
+def _token_values(name: str, value: object) -> npt.NDArray[Any]:
+    array = value.detach().cpu().numpy() if is_tensor(value) else np.asarray(value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
+    if array.dtype.kind == "i" and array.dtype.itemsize in (4, 8) and array.dtype.isnative:
+        return np.ascontiguousarray(array)
+    if array.dtype.itemsize < 4:
+        return np.ascontiguousarray(array, dtype=np.int32)
+    if array.dtype.kind == "u" and array.size > 0 and int(array.max()) > _INT32_MAX:
+        raise ValueError(f"{name} holds token {int(array.max())}, more than a token id can be")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _ragged(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], Int64Array]:
+    lengths = np.empty(len(rows), dtype=np.int64)
+    for i, row in enumerate(rows):
+        try:
+            lengths[i] = len(row)
+        except TypeError:
+            raise TypeError(f"sequences[{i}] is a {type(row).__name__}, expected a row of token ids") from None
+    indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    values = np.array(list(chain.from_iterable(rows)))
+    if values.size == 0:
+        values = values.astype(np.int64)
+    if values.dtype.kind != "i" or values.ndim != 1:
+        _refuse_first_bad_row(rows)
+    return values.astype(np.int64, copy=False), indptr
+
+
+def _refuse_first_bad_row(rows: Sequence[Any]) -> None:
+    for i, row in enumerate(rows):
+        for position, token in enumerate(row):
+            integer(f"sequences[{i}][{position}]", token, -(2**63), 2**63 - 1)
+    raise TypeError("sequences is not made of rows of integers")

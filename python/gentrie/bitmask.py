@@ -1,0 +1,118 @@
+"""Token bitmasks in XGrammar's layout: int32 [batch, ceil(vocab_size / 32)], bit t % 32 of word t // 32, 1 = allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from gentrie import _core, _validate
+from gentrie._optional import require
+
+if TYPE_CHECKING:
+    import torch
+
+
+def get_bitmask_shape(batch_size: int, vocab_size: int) -> tuple[int, int]:
+    """``(batch_size, ceil(vocab_size / 32))``."""
+    batch_size = _validate.integer("batch_size", batch_size, 0, 2**31 - 1)
+    return batch_size, (_validate.integer("vocab_size", vocab_size, 1, 2**31 - 1) + 31) // 32
+
+
+def allocate_token_bitmask(batch_size: int, vocab_size: int) -> torch.Tensor:
+    """A bitmask on the CPU that allows everything."""
+    torch = require("torch", extra="hf")
+    mask: torch.Tensor = torch.full(get_bitmask_shape(batch_size, vocab_size), -1, dtype=torch.int32)
+    return mask
+
+
+def reset_token_bitmask(bitmask: torch.Tensor) -> None:
+    """Allow everything again."""
+    bitmask.fill_(-1)
+
+
+def apply_token_bitmask_inplace(
+    logits: torch.Tensor,
+    bitmask: torch.Tensor,
+    *,
+    vocab_size: int | None = None,
+    indices: Sequence[int] | npt.NDArray[Any] | None = None,
+) -> None:
+    """Set forbidden logits to -inf.
+
+    Equal to ``logits[i, t] = -inf`` for every row i in ``indices`` and every t that row i of the bitmask forbids or
+    does not cover.
+
+    Parameters
+    ----------
+    logits
+        Floating point [batch, vocabulary] or [vocabulary].
+    bitmask
+        int32 [batch, words] or [words], on the same device.
+    vocab_size
+        Tokens from here on are forbidden; default: the bitmask's width.
+    indices
+        Rows to treat; default: all.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For other dtypes, shapes, devices, or rows outside both.
+    """
+    torch = require("torch", extra="hf")
+    for name, tensor in (("logits", logits), ("bitmask", bitmask)):
+        if not _validate.is_tensor(tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.dim() not in (1, 2):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected one or two dimensions")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits has dtype {logits.dtype}, expected a floating point type")
+    if bitmask.dtype != torch.int32:
+        raise TypeError(f"bitmask has dtype {bitmask.dtype}, expected torch.int32")
+    if logits.device != bitmask.device:
+        raise ValueError(f"logits is on {logits.device}, bitmask on {bitmask.device}, expected one device")
+    rows, mask = torch.atleast_2d(logits), torch.atleast_2d(bitmask)
+    if indices is None and rows.shape[0] != mask.shape[0]:
+        raise ValueError(f"logits has {rows.shape[0]} rows, bitmask has {mask.shape[0]}; give indices")
+    limit = mask.shape[1] * 32 if vocab_size is None else _validate.integer("vocab_size", vocab_size, 0, 2**31 - 1)
+    chosen = _validate.row_indices("indices", indices, None, min(rows.shape[0], mask.shape[0]))
+    width = rows.shape[1]
+    if logits.device.type != "cpu" or (width > 1 and rows.stride(1) != 1):
+        from gentrie.kernels import reference
+
+        reference.apply_token_bitmask(rows, mask, limit, torch.from_numpy(chosen).to(logits.device))
+        return
+    mask = mask if mask.shape[1] < 2 or mask.stride(1) == 1 else mask.contiguous()
+    _core.apply_bitmask(
+        rows.data_ptr(),
+        width,
+        rows.stride(0),
+        rows.element_size(),
+        minus_infinity(rows.dtype),
+        mask.data_ptr(),
+        mask.shape[1],
+        mask.stride(0),
+        limit,
+        chosen,
+    )
+
+
+def minus_infinity(dtype: torch.dtype) -> int:
+    """Bit pattern of -inf in a floating point type.
+
+    Raises
+    ------
+    TypeError
+        For types that have no infinity or are not 2, 4 or 8 bytes wide.
+    """
+    patterns = {
+        "torch.float16": 0xFC00,
+        "torch.bfloat16": 0xFF80,
+        "torch.float32": 0xFF800000,
+        "torch.float64": 0xFFF0000000000000,
+    }
+    pattern = patterns.get(str(dtype))
+    if pattern is None:
+        raise TypeError(f"dtype {dtype} is not one of {', '.join(patterns)}")
+    return pattern

@@ -1,0 +1,11 @@
+"""Constrained generation with Hugging Face ``transformers``."""
+
+from gentrie._optional import require
+
+require("torch", extra="hf")
+require("transformers", extra="hf")
+
+from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
+from gentrie.generation.logits_processor import TrieLogitsProcessor  # noqa: E402
+
+__all__ = ["TrieLogitsProcessor", "add_item_tokens"]

@@ -1,0 +1,131 @@
+"""The constraint as a ``LogitsProcessor`` of ``transformers``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import LogitsProcessor
+
+from gentrie import _core, _validate
+from gentrie.bitmask import minus_infinity
+from gentrie.history import HistoryRules
+from gentrie.trie import TokenTrie
+
+
+class TrieLogitsProcessor(LogitsProcessor):
+    """Lets a model write nothing inside an item but what the catalog holds.
+
+    Exactly one of ``begin_token_id``, ``prompt_length`` and ``after`` says where items begin.
+
+    *Triggered* (``begin_token_id``; RecLM-cgen): free text until the begin token, an item until its last token, free
+    text again, any number of times. *Whole response* (``prompt_length`` or ``after``; BEAR, semantic ids): the
+    response is one item.
+
+    The processor reads each history anew and keeps nothing: one instance serves any number of ``generate`` calls,
+    greedy, sampling or beam search, batches padded on either side. It returns a new tensor and never writes to its
+    arguments. Rows in free text come back bit for bit.
+
+    Every row that ``generate`` returns with the end token and a score above -1e8 is in the catalog where
+    ``max_new_tokens >= trie.max_depth``; beam search fills up with rows of about -1e9 where there are fewer
+    continuations than beams, and shorter limits cut items off.
+
+    Parameters
+    ----------
+    trie
+        The catalog.
+    begin_token_id
+        An item begins behind each of these tokens.
+    eos_token_id
+        Token or tokens that end the response or the turn. Default in a whole response: the trie's end token. When
+        triggered, give the model's: ``unique`` and ``on_dead="eos"`` need it.
+    prompt_length
+        Where the response begins in ``input_ids``: the padded width of the prompts; 1 for encoder-decoders. One int,
+        or one a row or a prompt.
+    after
+        Token ids; the response begins behind their last occurrence in each row.
+    unique
+        True: a sequence given since the last end of turn is not given again. ``"item"``: given as often as the
+        catalog lists it. A branch with nothing left is closed, and in the end the begin token is.
+    item_filter
+        Items that may be given: ids, or a boolean array indexed by item id; or a list of those, one a row or a
+        prompt (None: every item).
+    on_dead
+        What becomes of a row whose history has left the trie or that filter and earlier items have emptied:
+        ``"eos"``, it may only end; ``"mask"``, all of it is -inf; ``"error"``, it raises. Where *every* row of a call
+        has left the trie it raises in any case.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that contradict each other, control tokens outside the vocabulary or inside the catalog's
+        sequences; at a call for scores narrower than the vocabulary, several devices, and as ``on_dead`` says.
+    """
+
+    def __init__(
+        self,
+        trie: TokenTrie,
+        *,
+        begin_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        prompt_length: int | Sequence[int] | npt.NDArray[Any] | None = None,
+        after: Sequence[int] | None = None,
+        unique: bool | Literal["item"] = False,
+        item_filter: Any = None,
+        on_dead: Literal["eos", "error", "mask"] = "eos",
+    ) -> None:
+        self._rules = HistoryRules(
+            trie,
+            begin_token_id=begin_token_id,
+            eos_token_id=eos_token_id,
+            prompt_length=prompt_length,
+            after=after,
+            unique=unique,
+            item_filter=item_filter,
+            on_dead=on_dead,
+        )
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores [batch, vocabulary] with -inf wherever a token may not follow ``input_ids`` [batch, length]."""
+        ids, values = _validate.history_and_scores(input_ids, scores, self._rules.trie.vocab_size)
+        if values.device.type != "cpu":
+            masked = mask_with_torch(self._rules.allowed(ids.cpu()), self._rules.begin_token_id, values)
+            return masked  # type: ignore[return-value]
+        infinity = minus_infinity(values.dtype)
+        allowed = self._rules.allowed(ids)
+        if values.shape[1] > 1 and values.stride(1) != 1:
+            values = values.contiguous()
+        masked = torch.empty(values.shape, dtype=values.dtype)
+        _core.mask_scores(
+            allowed,
+            self._rules.begin_token_id,
+            values.data_ptr(),
+            masked.data_ptr(),
+            values.shape[1],
+            values.stride(0),
+            masked.stride(0),
+            values.element_size(),
+            infinity,
+        )
+        return masked  # type: ignore[return-value]
+
+
+def mask_with_torch(allowed: _core.AllowedRows, begin_token_id: int, scores: torch.Tensor) -> torch.Tensor:
+    """The same with torch operations, for scores [batch, vocabulary] on any device."""
+    verdicts = allowed.verdicts
+    masked = torch.full_like(scores, -torch.inf)
+    free = torch.from_numpy(np.flatnonzero(verdicts <= _core.Verdict.FREE_NO_BEGIN)).to(scores.device)
+    masked[free] = scores[free]
+    closed = torch.from_numpy(np.flatnonzero(verdicts == _core.Verdict.FREE_NO_BEGIN)).to(scores.device)
+    masked[closed, begin_token_id] = -torch.inf
+    tokens = [allowed.tokens(row) for row in range(len(verdicts))]
+    rows = np.repeat(np.arange(len(verdicts)), [len(row) for row in tokens])
+    at = (
+        torch.from_numpy(rows).to(scores.device),
+        torch.from_numpy(np.concatenate(tokens).astype(np.int64)).to(scores.device),
+    )
+    masked[at] = scores[at]
+    return masked

@@ -1,0 +1,150 @@
+"""What whole histories may go on with, as ``generate`` hands them over at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gentrie import _core, _validate
+from gentrie.item_filter import make_filters
+from gentrie.matcher import make_constraint
+
+if TYPE_CHECKING:
+    import torch
+
+    from gentrie.trie import TokenTrie
+
+_TOKENS_SHOWN = 12
+
+
+class HistoryRules:
+    """The arguments of :class:`gentrie.generation.TrieLogitsProcessor`, checked, and what they say of a batch.
+
+    Every call reads the histories anew: nothing is kept from one to the next, so that beams may be reordered, rows
+    padded on either side, and one object used for any number of ``generate`` calls.
+    """
+
+    def __init__(
+        self,
+        trie: TokenTrie,
+        *,
+        begin_token_id: int | None,
+        eos_token_id: int | Sequence[int] | None,
+        prompt_length: int | Sequence[int] | npt.NDArray[Any] | None,
+        after: Sequence[int] | None,
+        unique: bool | Literal["item"],
+        item_filter: Any,
+        on_dead: Literal["eos", "error", "mask"],
+    ) -> None:
+        given = [
+            name
+            for name, value in (("begin_token_id", begin_token_id), ("prompt_length", prompt_length), ("after", after))
+            if value is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                f"{' and '.join(given) if given else 'none'} given: exactly one of begin_token_id (items inside free "
+                "text), prompt_length or after (the response is one item) says where items begin"
+            )
+        self.trie = trie
+        self.on_dead: str = _validate.choice("on_dead", on_dead, ("eos", "error", "mask"))
+        if begin_token_id is not None and eos_token_id is None and (unique is not False or on_dead == "eos"):
+            raise ValueError(
+                "eos_token_id is missing: with begin_token_id it says where a turn ends, which unique and "
+                "on_dead='eos' need; give the model's, model.generation_config.eos_token_id"
+            )
+        self.begin_token_id = _validate.optional_token("begin_token_id", begin_token_id, trie.vocab_size)
+        self._prompt_lengths = _prompt_lengths(prompt_length)
+        constraints = [
+            make_constraint(trie, begin_token_id, eos_token_id, unique, row) for row in make_filters(trie, item_filter)
+        ]
+        self._reader = _core.HistoryReader(constraints, _after(after, trie.vocab_size), on_dead == "mask")
+
+    def allowed(self, input_ids: torch.Tensor) -> _core.AllowedRows:
+        """What each row of int64 [batch, length] on the CPU may go on with.
+
+        Raises
+        ------
+        ValueError
+            If every row has left the trie, or any under ``on_dead="error"``; if a row holds no ``after``; if a
+            prompt length exceeds the history; if a complete response may not end because no token says how.
+        """
+        ids = input_ids
+        if str(ids.dtype) != "torch.int64" or (ids.shape[1] > 1 and ids.stride(1) != 1):
+            ids = ids.long().contiguous()
+        rows, length = ids.shape
+        allowed = self._reader.allowed(ids.data_ptr(), rows, length, ids.stride(0), self._prompt_lengths)
+        num_dead = allowed.num_dead
+        if num_dead and (num_dead == rows or self.on_dead == "error"):
+            self._refuse_dead(allowed, ids)
+        if self.on_dead != "mask" and allowed.first_closed < rows:
+            self._refuse_closed(allowed)
+        return allowed
+
+    def allowed_list(self, batch_id: int, input_ids: torch.Tensor) -> list[int]:
+        """``prefix_allowed_tokens_fn`` of ``transformers``: one history [length], the allowed ids as a list."""
+        if self._reader.num_constraints > 1 or (self._prompt_lengths is not None and self._prompt_lengths.size > 1):
+            # `transformers` gives the prompt's number, so that rows of a batch may differ.
+            allowed = self._row(batch_id).allowed(input_ids.cpu().reshape(1, -1))
+        else:
+            allowed = self.allowed(input_ids.cpu().reshape(1, -1))
+        verdict = allowed.verdicts[0]
+        if verdict > _core.Verdict.FREE_NO_BEGIN:
+            return allowed.tokens(0).tolist()
+        every = list(range(self.trie.vocab_size))
+        if verdict == _core.Verdict.FREE_NO_BEGIN:
+            del every[self.begin_token_id]
+        return every
+
+    def _row(self, row: int) -> HistoryRules:
+        """The rules of one prompt of the batch."""
+        rules = object.__new__(HistoryRules)
+        rules.__dict__.update(self.__dict__)
+        rules._reader = self._reader.row(row)
+        if self._prompt_lengths is not None and self._prompt_lengths.size > 1:
+            rules._prompt_lengths = self._prompt_lengths[row : row + 1]
+        return rules
+
+    def _refuse_dead(self, allowed: _core.AllowedRows, ids: torch.Tensor) -> None:
+        row = int(np.flatnonzero(allowed.verdicts == _core.Verdict.DEAD)[0])
+        tail = ids[row, -_TOKENS_SHOWN:].tolist()
+        raise ValueError(
+            f"input_ids[{row}] has left the trie, as have {allowed.num_dead} of {len(ids)} rows; its last tokens are "
+            f"{tail}. Check where items begin (begin_token_id, prompt_length, after) and that prompt and catalog were "
+            "made with the same tokenizer and context"
+        )
+
+    def _refuse_closed(self, allowed: _core.AllowedRows) -> None:
+        raise ValueError(
+            f"row {allowed.first_closed} may not go on and no token says how to end it: give eos_token_id, or stop at "
+            f"max_new_tokens={self.trie.max_depth}"
+        )
+
+
+def _prompt_lengths(value: int | Sequence[int] | npt.NDArray[Any] | None) -> npt.NDArray[np.int64] | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        raise TypeError(f"prompt_length={value!r} is a bool, expected an integer")
+    lengths = np.atleast_1d(_validate.int64_array("prompt_length", value))
+    if lengths.ndim != 1 or lengths.size == 0:
+        raise ValueError(f"prompt_length has shape {lengths.shape}, expected one int or one a row")
+    for row in np.flatnonzero(lengths < 0)[:1]:
+        raise ValueError(f"prompt_length[{row}]={lengths[row]} is negative")
+    return lengths
+
+
+def _after(value: Sequence[int] | None, vocab_size: int) -> npt.NDArray[np.int64]:
+    if value is None:
+        return np.empty(0, dtype=np.int64)
+    if not isinstance(value, Iterable):
+        value = [value]
+    tokens = _validate.token_row("after", list(value))
+    if tokens.size == 0:
+        raise ValueError("after is empty, expected the tokens that stand before the item")
+    for position in np.flatnonzero((tokens < 0) | (tokens >= vocab_size))[:1]:
+        raise ValueError(f"after[{position}]={tokens[position]} is outside [0, vocab_size={vocab_size})")
+    return tokens

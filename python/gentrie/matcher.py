@@ -1,0 +1,189 @@
+"""One history moved token by token, with the verbs of XGrammar's matchers, for serving engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gentrie import _core, _validate
+from gentrie.item_filter import make_filter
+
+if TYPE_CHECKING:
+    import torch
+
+    from gentrie.trie import TokenTrie
+
+
+def make_constraint(
+    trie: TokenTrie,
+    begin_token_id: int | None,
+    eos_token_id: int | Sequence[int] | None,
+    unique: bool | Literal["item"],
+    item_filter: _core.ItemFilter | None,
+) -> _core.Constraint:
+    """The rules for one history, checked."""
+    modes = {False: _core.Unique.NO, True: _core.Unique.SEQUENCE, "item": _core.Unique.ITEM}
+    return _core.Constraint(
+        trie._core,
+        _validate.optional_token("begin_token_id", begin_token_id, trie.vocab_size),
+        _validate.tokens_of("eos_token_id", eos_token_id, trie.vocab_size),
+        modes[_validate.choice("unique", unique, (False, True, "item"))],
+        item_filter,
+    )
+
+
+class TrieMatcher:
+    """Where one history stands and what may follow. One thread at a time; the trie behind it is shared.
+
+    Parameters
+    ----------
+    trie
+        The catalog.
+    begin_token_id
+        Triggered: free text until this token, then an item, free text again behind the item's last token. None: whole
+        response, one item from the start.
+    eos_token_id
+        Token or tokens that end the response, or, when triggered, the turn (the next token begins another). Default
+        in a whole response: the trie's end token; without either a response ends with its item.
+    unique
+        True: a sequence given since the last end of turn is not given again. ``"item"``: given as often as the
+        catalog lists it.
+    item_filter
+        Items that may be given: ids, or a boolean array indexed by item id.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a control token outside the vocabulary or inside the catalog's sequences, and for bad filters.
+    """
+
+    __slots__ = ("_constraint", "_core", "trie")
+
+    def __init__(
+        self,
+        trie: TokenTrie,
+        *,
+        begin_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        unique: bool | Literal["item"] = False,
+        item_filter: Any = None,
+    ) -> None:
+        self.trie = trie
+        self._constraint = make_constraint(
+            trie, begin_token_id, eos_token_id, unique, make_filter(trie, item_filter)
+        )
+        self._core = _core.Matcher(self._constraint)
+
+    @property
+    def state(self) -> int:
+        """State of the trie; -2 in free text."""
+        return self._core.state
+
+    @property
+    def num_accepted(self) -> int:
+        """Tokens accepted and not rolled back."""
+        return self._core.num_accepted
+
+    def accept_token(self, token: int) -> bool:
+        """Take ``token`` if it is allowed; otherwise change nothing and return False."""
+        return self._core.accept_token(token)
+
+    def accept_tokens(self, tokens: Sequence[int] | npt.NDArray[Any]) -> bool:
+        """Take all of ``tokens``, or none and return False."""
+        ids = _validate.token_row("tokens", tokens)
+        if self._core.validate_tokens(ids) < ids.size:
+            return False
+        for token in ids.tolist():
+            self._core.accept_token(token)
+        return True
+
+    def validate_tokens(self, tokens: Sequence[int] | npt.NDArray[Any]) -> int:
+        """How many of ``tokens``, from the first on, would be accepted; changes nothing."""
+        return self._core.validate_tokens(_validate.token_row("tokens", tokens))
+
+    def rollback(self, num_tokens: int) -> None:
+        """Take back the last ``num_tokens`` tokens.
+
+        Raises
+        ------
+        ValueError
+            If it is negative or more than were accepted.
+        """
+        self._core.rollback(_validate.integer("num_tokens", num_tokens, 0, self._core.num_accepted))
+
+    def reset(self) -> None:
+        """Forget the history."""
+        self._core.reset()
+
+    def fork(self) -> TrieMatcher:
+        """An independent matcher at the same place, rollback included."""
+        copy = object.__new__(TrieMatcher)
+        copy.trie, copy._constraint, copy._core = self.trie, self._constraint, self._core.fork()
+        return copy
+
+    def is_terminated(self) -> bool:
+        """Whether the response has ended; when triggered, whether the turn has."""
+        return self._core.is_terminated()
+
+    def get_allowed_tokens(self) -> npt.NDArray[np.int32]:
+        """Tokens that may follow, ascending; int32. In free text all of the vocabulary."""
+        verdict, tokens = self._core.allowed_tokens()
+        if verdict > _core.Verdict.FREE_NO_BEGIN:
+            return np.sort(tokens)
+        every = np.arange(self.trie.vocab_size, dtype=np.int32)
+        return every if verdict == _core.Verdict.FREE else np.delete(every, self._constraint.begin_token_id)
+
+    def fill_next_token_bitmask(self, bitmask: torch.Tensor, index: int = 0) -> bool:
+        """Write row ``index`` of a token bitmask (int32 [batch, words], 1 = allowed, on the CPU).
+
+        Returns whether it forbids anything; if not, applying it may be skipped.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For a bitmask of another dtype, device or shape, or an index outside it.
+        """
+        mask = _validate.bitmask(bitmask, self.trie.vocab_size)
+        rows, num_words = mask.shape
+        row = _validate.integer("index", index, 0, rows - 1)
+        return self._core.fill_bitmask(mask.data_ptr() + 4 * row * mask.stride(0), num_words)
+
+    def find_jump_forward_tokens(self) -> npt.NDArray[np.int32]:
+        """Tokens that are the only choice one after the other, up to a branch or the item's end; int32."""
+        return self._core.forced_tokens()
+
+
+def batch_fill_next_token_bitmask(
+    matchers: Sequence[TrieMatcher],
+    bitmask: torch.Tensor,
+    indices: Sequence[int] | npt.NDArray[Any] | None = None,
+    *,
+    num_threads: int = 1,
+) -> None:
+    """Write one row of ``bitmask`` (int32 [batch, words], on the CPU) for each matcher.
+
+    ``indices[i]`` is the row of ``matchers[i]``; default 0, 1, ... . Equal to calling
+    :meth:`TrieMatcher.fill_next_token_bitmask` on each.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a bitmask of another dtype, device or shape, and for indices outside it or given twice.
+    """
+    if not matchers:
+        return
+    mask = _validate.bitmask(bitmask, max(matcher.trie.vocab_size for matcher in matchers))
+    rows = _validate.row_indices("indices", indices, len(matchers), mask.shape[0])
+    if np.unique(rows).size != rows.size:
+        raise ValueError(f"indices={rows.tolist()} names a row twice")
+    _core.fill_bitmasks(
+        [matcher._core for matcher in matchers],
+        mask.data_ptr(),
+        mask.shape[1],
+        mask.stride(0),
+        rows,
+        _validate.integer("num_threads", num_threads, 1, 4096),
+    )

@@ -1,0 +1,509 @@
+"""The catalog as a compressed trie of token sequences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gentrie import _core, _validate
+from gentrie.tokenization import check_tokenizer, encode_titles, tokenizer_fingerprint, vocab_size_of
+
+if TYPE_CHECKING:
+    import torch
+
+Sequences = Sequence[Sequence[int]] | tuple[npt.NDArray[Any], npt.NDArray[Any]] | npt.NDArray[Any]
+
+_TOKENIZER_KEY = "tokenizer_fingerprint"
+
+
+class TokenTrie:
+    """Every valid token sequence of a catalog, path-compressed; immutable, shared freely by threads and forks.
+
+    Build one with :meth:`from_sequences`, :meth:`from_titles` or :meth:`from_semantic_ids`, or :meth:`load` one. The
+    same set of (sequence, item id) pairs gives the same bytes whatever their order and the number of threads, and
+    :attr:`fingerprint` names it.
+
+    A *state* is an opaque int64 that names a place in the trie: 0 is the root, -1 says that a history has left the
+    trie, -2 stands for free text outside any item. States belong to one fingerprint.
+    """
+
+    __slots__ = ("_core", "_metadata", "_vocabulary")
+
+    def __init__(self, core: _core.Trie, metadata: Mapping[str, str] | None = None) -> None:
+        self._core = core
+        self._metadata = dict(core.metadata if metadata is None else metadata)
+        self._vocabulary: npt.NDArray[np.int32] | None = None
+
+    # --- Building ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_sequences(
+        cls,
+        sequences: Sequences,
+        *,
+        vocab_size: int,
+        end_token_id: int | None = None,
+        item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> TokenTrie:
+        """Build from token ids.
+
+        Parameters
+        ----------
+        sequences
+            A list of lists, ``(values, indptr)`` arrays where row i is ``values[indptr[i]:indptr[i + 1]]``, or an
+            array [N, L]; any integer dtype. Order and repeats do not matter.
+        vocab_size
+            Token ids lie in [0, vocab_size): the width of the model's logits, or less.
+        end_token_id
+            Appended to every sequence. Without it no sequence may be a prefix of another.
+        item_ids
+            int64 [N], by default the row number. Several items may share a sequence; a pair (sequence, item id) that
+            is listed twice counts once.
+        num_threads
+            Default: the processors this process may use.
+        progress
+            Show a progress bar on stderr.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Naming row, value and limit: no sequences, an empty one, a token outside the vocabulary, the end token
+            inside a sequence, a sequence that is a prefix of another, wrong dtypes or shapes.
+        """
+        values, indptr = _validate.sequences(sequences)
+        return cls._build(values, indptr, vocab_size, end_token_id, item_ids, num_threads, progress, {})
+
+    @classmethod
+    def from_titles(
+        cls,
+        titles: Iterable[str],
+        tokenizer: Any,
+        *,
+        template: str = "{title}",
+        context: str = "",
+        end_token_id: int | None = None,
+        item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        vocab_size: int | None = None,
+        progress: bool = False,
+    ) -> TokenTrie:
+        """Build from titles, as the model will write them.
+
+        Parameters
+        ----------
+        titles
+            One str an item.
+        tokenizer
+            Of transformers (fast or slow), ``tokenizers.Tokenizer``, or of mistral-common.
+        template
+            What the model writes for an item; ``{title}`` is replaced.
+        context
+            The text right before the item. Tokens depend on it, so each title is encoded behind it, without special
+            tokens, and the context's own tokens are dropped. Prompts must end in the same text, and prompt and title
+            must be joined as ids, never as text.
+        end_token_id
+            As in :meth:`from_sequences`; needed where one title's tokens are a prefix of another's.
+        item_ids
+            As in :meth:`from_sequences`.
+        vocab_size
+            Default: ``len(tokenizer)``.
+        progress
+            Show progress bars on stderr.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Naming the row: an empty title, one that is no str, a context whose tokens are not a prefix of the whole
+            encoding; and what :meth:`from_sequences` refuses.
+        """
+        values, indptr = encode_titles(titles, tokenizer, template=template, context=context, progress=progress)
+        if vocab_size is None:
+            vocab_size = vocab_size_of(tokenizer)
+        trie = cls._build(values, indptr, vocab_size, end_token_id, item_ids, None, progress, {})
+        trie._metadata = {
+            _TOKENIZER_KEY: tokenizer_fingerprint(tokenizer, trie.vocabulary),
+            "template": template,
+            "context": context,
+        }
+        return trie
+
+    @classmethod
+    def from_semantic_ids(
+        cls,
+        codes: npt.NDArray[Any],
+        *,
+        token_ids: npt.NDArray[Any] | Sequence[Sequence[int]] | tuple[int, int],
+        vocab_size: int,
+        item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+    ) -> TokenTrie:
+        """Build from semantic ids: L codes an item, each in [0, K).
+
+        Parameters
+        ----------
+        codes
+            Integers [N, L].
+        token_ids
+            [L, K]: the token id that stands for each code at each position; or ``(base, stride)`` for
+            ``base + position * stride + code``.
+        vocab_size, item_ids
+            As in :meth:`from_sequences`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For a code outside [0, K) naming row and position, and what :meth:`from_sequences` refuses.
+        """
+        rows = _validate.int64_array("codes", codes)
+        if rows.ndim != 2:
+            raise ValueError(f"codes has shape {rows.shape}, expected [N, L]")
+        length = rows.shape[1]
+        offsets: npt.NDArray[np.int64]
+        if isinstance(token_ids, tuple) and len(token_ids) == 2 and not np.ndim(token_ids[0]):
+            base = _validate.integer("token_ids[0]", token_ids[0], 0, vocab_size - 1)
+            stride = _validate.integer("token_ids[1]", token_ids[1], 1, vocab_size)
+            offsets = base + stride * np.arange(length, dtype=np.int64)
+            _refuse_codes(rows, stride)
+            values = offsets + rows
+        else:
+            table = _validate.int64_array("token_ids", token_ids)
+            if table.ndim != 2 or table.shape[0] != length:
+                raise ValueError(f"token_ids has shape {table.shape}, expected [{length}, K]")
+            _refuse_codes(rows, table.shape[1])
+            values = table[np.arange(length), rows]
+        return cls._build(values, None, vocab_size, None, item_ids, None, False, {})
+
+    @classmethod
+    def _build(
+        cls,
+        values: npt.NDArray[Any],
+        indptr: npt.NDArray[np.int64] | None,
+        vocab_size: int,
+        end_token_id: int | None,
+        item_ids: Sequence[int] | npt.NDArray[Any] | None,
+        num_threads: int | None,
+        progress: bool,
+        metadata: Mapping[str, str],
+    ) -> TokenTrie:
+        vocab_size = _validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
+        end = _validate.optional_token("end_token_id", end_token_id, vocab_size)
+        threads = 0 if num_threads is None else _validate.integer("num_threads", num_threads, 1, 4096)
+        num_rows = values.shape[0] if indptr is None else indptr.size - 1
+        ids = _validate.item_ids(item_ids, num_rows)
+        with _progress_bar("building", num_rows) if progress else nullcontext() as report:
+            core = _core.Trie.build(values, indptr, vocab_size, end, ids, threads, report)
+        return cls(core, metadata)
+
+    # --- Files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+        """Write a ``.safetensors`` file: to a temporary name beside ``path``, synced, then renamed over it.
+
+        ``metadata`` (str to str) is stored beside what :attr:`metadata` holds already and replaces equal keys.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; nothing half-written is left.
+        ValueError, TypeError
+            For metadata that is not str to str or uses keys beginning with ``gentrie.``.
+        """
+        self._core.save(os.fspath(path), {**self._metadata, **_validate.string_map("metadata", metadata)})
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool | None = None,
+        require: Mapping[str, str] | None = None,
+    ) -> TokenTrie:
+        """Map a file written by :meth:`save`; its pages are shared by all processes that load it.
+
+        Parameters
+        ----------
+        path
+            The file.
+        verify
+            Check every byte against the checksums. Default: for files under 16 MB. The header and the table of arrays
+            are checked in any case, and an altered body that is not checked may give wrong answers but never a read
+            outside the file.
+        require
+            Metadata that the file must carry, such as ``{"codebook": "v7"}``.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is not a gentrie file, truncated, altered, of another format version, or lacks what ``require``
+            asks for.
+        """
+        trie = cls(_core.Trie.load(os.fspath(path), verify))
+        for key, value in _validate.string_map("require", require).items():
+            if trie._metadata.get(key) != value:
+                raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")
+        return trie
+
+    def verify(self) -> None:
+        """Check every array against the fingerprint and against the others.
+
+        Raises
+        ------
+        ValueError
+            Naming what does not fit.
+        """
+        self._core.verify()
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuse a tokenizer that would write this catalog's titles differently from the one at build.
+
+        Raises
+        ------
+        ValueError
+            If it differs, or if the trie was not built from titles and so has nothing to compare.
+        """
+        check_tokenizer(self._metadata.get(_TOKENIZER_KEY), tokenizer, self.vocabulary)
+
+    # --- Facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_items(self) -> int:
+        """Distinct (sequence, item id) pairs."""
+        return self._core.num_items
+
+    @property
+    def num_sequences(self) -> int:
+        """Distinct sequences."""
+        return self._core.num_sequences
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids lie in [0, vocab_size)."""
+        return self._core.vocab_size
+
+    @property
+    def end_token_id(self) -> int | None:
+        """The token that ends every sequence, or None."""
+        return None if self._core.end_token_id < 0 else self._core.end_token_id
+
+    @property
+    def vocabulary(self) -> npt.NDArray[np.int32]:
+        """The distinct token ids in use, ascending; int32, read-only."""
+        if self._vocabulary is None:
+            self._vocabulary = self._core.arrays()["vocabulary"]
+        return self._vocabulary
+
+    @property
+    def max_depth(self) -> int:
+        """Tokens of the longest sequence, its end token included."""
+        return self._core.max_depth
+
+    @property
+    def max_branching(self) -> int:
+        """Most valid next tokens at any place."""
+        return self._core.max_branching
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that name the contents; states and filters belong to one fingerprint."""
+        return self._core.fingerprint
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What is stored beside the arrays: the tokenizer's fingerprint, template, context, and your own keys."""
+        return dict(self._metadata)
+
+    @property
+    def nbytes_by_array(self) -> dict[str, int]:
+        """Bytes of each array; ``item_ids`` and ``item_indptr`` are the leaf-to-item table."""
+        return {name: array.nbytes for name, array in self._core.arrays().items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(self.nbytes_by_array.values())
+
+    def __repr__(self) -> str:
+        return (
+            f"TokenTrie(num_items={self.num_items}, num_sequences={self.num_sequences}, vocab_size={self.vocab_size}, "
+            f"max_depth={self.max_depth}, nbytes={self.nbytes}, fingerprint={self.fingerprint!r})"
+        )
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a TokenTrie is not pickled: save() it and load() the file in the other process, pages are shared")
+
+    # --- Lookups ----------------------------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> int:
+        """The state in which nothing of an item has been written: 0."""
+        return 0
+
+    def next_tokens(self, state: int) -> npt.NDArray[np.int32]:
+        """Valid next tokens, ascending; int32. None after a complete sequence and for negative states.
+
+        Raises
+        ------
+        ValueError
+            If ``state`` is not one of this trie's (so for every lookup by state).
+        """
+        return self._core.next_tokens(state)
+
+    def advance(self, state: int, token: int) -> int:
+        """State after ``token``: -1 where it is not valid; negative states stay as they are."""
+        return self._core.advance(state, token)
+
+    def walk(self, tokens: Sequence[int] | npt.NDArray[Any], state: int = 0) -> int:
+        """State after several tokens."""
+        return self._core.walk(_validate.token_row("tokens", tokens), state)
+
+    def next_tokens_batch(
+        self, states: Sequence[int] | npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Valid next tokens of states [N] as ``(tokens, indptr)``: row i's are ``tokens[indptr[i]:indptr[i + 1]]``."""
+        return self._core.next_tokens_batch(_validate.token_row("states", states))
+
+    def advance_batch(
+        self,
+        states: Sequence[int] | npt.NDArray[Any],
+        tokens: Sequence[int] | npt.NDArray[Any],
+        *,
+        num_threads: int = 1,
+    ) -> npt.NDArray[np.int64]:
+        """States [N] after one token [N] each; int64."""
+        before, chosen = _validate.token_row("states", states), _validate.token_row("tokens", tokens)
+        if before.size != chosen.size:
+            raise ValueError(f"states has {before.size} entries, tokens has {chosen.size}")
+        return self._core.advance_batch(before, chosen, _validate.integer("num_threads", num_threads, 1, 4096))
+
+    def forced_tokens(self, state: int) -> npt.NDArray[np.int32]:
+        """Tokens that are the only continuation, one after the other, up to a branch or the sequence's end; int32."""
+        return self._core.forced_tokens(state)
+
+    def is_leaf(self, state: int) -> bool:
+        """Whether ``state`` is the end of a complete sequence."""
+        return self._core.is_leaf(state)
+
+    def num_sequences_below(self, state: int) -> int:
+        """Distinct sequences that ``state`` can still reach; 0 for negative states."""
+        return self._core.num_sequences_below(state)
+
+    def items_below(self, state: int) -> npt.NDArray[np.int64]:
+        """Items that ``state`` can still reach, by sequence in lexicographic order, then by id; int64."""
+        return self._core.items_below(state)
+
+    def resolve(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Items of one complete sequence, its end token optional; int64, empty if the catalog lacks it."""
+        return self._core.resolve(_validate.token_row("tokens", tokens))
+
+    def token_states(
+        self,
+        token_ids: torch.Tensor | npt.NDArray[Any] | Sequence[Any],
+        *,
+        begin_token_id: int | None = None,
+        start: int | Sequence[int] | npt.NDArray[Any] | None = None,
+    ) -> Any:
+        """State that each token is chosen from.
+
+        Parameters
+        ----------
+        token_ids
+            Integers [..., T]. Negative ones (such as the ignored label -100) belong to no item.
+        begin_token_id
+            An item begins behind each of these tokens; the token itself is chosen in free text.
+        start
+            Instead: one item a row, from this position on (an int, or [...] ints). Default without
+            ``begin_token_id``: each row's first token that is not negative.
+
+        Returns
+        -------
+        int64 [..., T], a tensor where a tensor came in. -2 outside items, -1 from the first token on that an item's
+        history has made impossible.
+        """
+        ids = _validate.int64_array("token_ids", token_ids)
+        if ids.ndim == 0:
+            raise ValueError("token_ids has shape (), expected [..., T]")
+        rows = ids.reshape(-1, ids.shape[-1])
+        begin = _validate.optional_token("begin_token_id", begin_token_id, self.vocab_size)
+        if begin >= 0 and start is not None:
+            raise ValueError(f"begin_token_id={begin} and start={start!r}: give one of the two")
+        starts: npt.NDArray[np.int64] | None = None
+        if begin < 0:
+            if start is None:
+                starts = np.where((rows >= 0).any(axis=1), (rows >= 0).argmax(axis=1), rows.shape[1])
+            else:
+                given = _validate.int64_array("start", start)
+                if given.ndim > 0 and given.shape != ids.shape[:-1]:
+                    raise ValueError(f"start has shape {given.shape}, expected {ids.shape[:-1]} or one int")
+                starts = np.ascontiguousarray(np.broadcast_to(given.reshape(-1), (rows.shape[0],)))
+        states = self._core.token_states(rows, begin, starts, 1).reshape(ids.shape)
+        if _validate.is_tensor(token_ids):
+            import torch
+
+            return torch.from_numpy(states).to(token_ids.device)
+        return states
+
+    def to_sequences(
+        self,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The catalog back as arrays ``(values, indptr, item_ids, item_indptr)``.
+
+        Sequence i (lexicographic order, end token included) is ``values[indptr[i]:indptr[i + 1]]``, its items are
+        ``item_ids[item_indptr[i]:item_indptr[i + 1]]``.
+        """
+        return self._core.to_sequences()
+
+    def as_prefix_allowed_tokens_fn(
+        self,
+        *,
+        begin_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        prompt_length: int | Sequence[int] | npt.NDArray[Any] | None = None,
+        after: Sequence[int] | None = None,
+        unique: bool | Literal["item"] = False,
+        item_filter: Any = None,
+        on_dead: Literal["eos", "error", "mask"] = "eos",
+    ) -> Callable[[int, torch.Tensor], list[int]]:
+        """A ``prefix_allowed_tokens_fn(batch_id, input_ids) -> list[int]`` for code that wants that hook.
+
+        The arguments are those of :class:`gentrie.generation.TrieLogitsProcessor`, which does the same at a fraction
+        of the cost: ``transformers`` turns each list into a mask of the whole vocabulary.
+        """
+        from gentrie.history import HistoryRules
+
+        return HistoryRules(
+            self,
+            begin_token_id=begin_token_id,
+            eos_token_id=eos_token_id,
+            prompt_length=prompt_length,
+            after=after,
+            unique=unique,
+            item_filter=item_filter,
+            on_dead=on_dead,
+        ).allowed_list
+
+
+def _refuse_codes(codes: npt.NDArray[np.int64], limit: int) -> None:
+    for row, position in np.argwhere((codes < 0) | (codes >= limit))[:1]:
+        raise ValueError(f"codes[{row}][{position}]={codes[row, position]} is outside [0, {limit})")
+
+
+class _progress_bar:  # noqa: N801 - used as a function
+    """A tqdm bar as the callback (done, total) that the builder wants."""
+
+    def __init__(self, description: str, total: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, desc=description, unit="seq", unit_scale=True)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        return lambda done, total: self._bar.update(done - self._bar.n) and None
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
