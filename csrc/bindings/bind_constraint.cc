@@ -29,13 +29,12 @@ std::vector<Token> as_tokens(const InputArray<std::int64_t>& ids) {
   return tokens;
 }
 
-HistoryBatch history_batch(std::uintptr_t ids, std::uint64_t rows, std::uint64_t length, std::int64_t row_stride,
+HistoryBatch history_batch(std::uintptr_t ids, std::uint64_t rows, std::uint64_t length,
                            const std::optional<InputArray<std::int64_t>>& prompt_lengths) {
   HistoryBatch batch;
   batch.ids = at_address<const std::int64_t>(ids);
   batch.rows = rows;
   batch.length = length;
-  batch.row_stride = row_stride;
   if (prompt_lengths) {
     batch.prompt_lengths = prompt_lengths->data();
     batch.num_prompt_lengths = static_cast<std::uint64_t>(prompt_lengths->size());
@@ -124,6 +123,7 @@ void bind_history(py::module_& module) {
                                               [](Verdict verdict) { return static_cast<std::uint8_t>(verdict); });
                                return to_array(std::move(verdicts));
                              })
+      .def_property_readonly("is_open", &AllowedRows::is_open)
       .def_property_readonly("num_dead", &AllowedRows::num_dead)
       .def_property_readonly("first_closed", &AllowedRows::first_closed)
       .def("tokens", [](const AllowedRows& allowed, std::uint64_t row) {
@@ -144,12 +144,12 @@ void bind_history(py::module_& module) {
       .def(
           "allowed",
           [](const HistoryReader& reader, std::uintptr_t ids, std::uint64_t rows, std::uint64_t length,
-             std::int64_t row_stride, const std::optional<InputArray<std::int64_t>>& prompt_lengths) {
-            const HistoryBatch batch = history_batch(ids, rows, length, row_stride, prompt_lengths);
+             const std::optional<InputArray<std::int64_t>>& prompt_lengths) {
+            const HistoryBatch batch = history_batch(ids, rows, length, prompt_lengths);
             const py::gil_scoped_release no_gil;
             return reader.allowed(batch);
           },
-          arg("ids"), arg("rows"), arg("length"), arg("row_stride"), arg("prompt_lengths"));
+          arg("ids"), arg("rows"), arg("length"), arg("prompt_lengths"));
 
   module.def(
       "mask_scores",

@@ -64,9 +64,11 @@ State checked(const TrieView& view, State state) {
   return state;
 }
 
-State walk(const TrieView& view, State state, const std::int64_t* tokens, std::int64_t count) {
-  for (std::int64_t i = 0; i < count && state >= 0; ++i) state = view.advance(state, as_token(tokens[i]));
-  return state;
+State walk(const TrieView& view, State state, const InputArray<std::int64_t>& tokens) {
+  std::uint64_t used = 0;
+  const auto count = static_cast<std::uint64_t>(tokens.size());
+  state = view.walk(state, tokens.data(), count, &used);
+  return state >= 0 && used < count ? kOffTrie : state;  // tokens behind a complete sequence
 }
 
 py::array_t<std::int64_t> items_of(const TrieView& view, LeafRange leaves) {
@@ -83,7 +85,7 @@ py::array_t<std::int64_t> items_of(const TrieView& view, LeafRange leaves) {
 
 py::array_t<std::int64_t> resolve(const Trie& trie, const InputArray<std::int64_t>& tokens) {
   const TrieView& view = trie.view();
-  State state = walk(view, kRoot, tokens.data(), tokens.size());
+  State state = walk(view, kRoot, tokens);
   if (state >= 0 && !view.is_leaf(state) && view.end_token != kNoToken) state = view.advance(state, view.end_token);
   return items_of(view, view.is_leaf(state) ? view.leaves_below(state) : LeafRange{});
 }
@@ -191,7 +193,7 @@ void bind_trie(py::module_& module) {
       .def(
           "walk",
           [](const Trie& trie, const InputArray<std::int64_t>& tokens, State state) {
-            return walk(trie.view(), checked(trie.view(), state), tokens.data(), tokens.size());
+            return walk(trie.view(), checked(trie.view(), state), tokens);
           },
           arg("tokens"), arg("state"))
       .def(

@@ -76,12 +76,16 @@ void Constraint::advance(Cursor* cursor, Token token) const {
     return;
   }
   cursor->state = view().advance(cursor->state, token);
+  complete(cursor);
+}
+
+void Constraint::complete(Cursor* cursor) const {
   if (!is_complete(*cursor)) return;
   if (options_.unique != Unique::kNo) spend(cursor, view().leaf_of(cursor->state));
   if (is_triggered()) {
     cursor->state = kFreeText;
-  } else if (is_eos(token) || options_.eos_tokens.empty()) {
-    cursor->finished = true;
+  } else {
+    cursor->finished = options_.eos_tokens.empty() || is_eos(view().end_token);
   }
 }
 

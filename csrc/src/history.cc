@@ -19,6 +19,23 @@ std::uint64_t entry_of(std::uint64_t row, std::uint64_t rows, std::uint64_t entr
   return row / (rows / entries);
 }
 
+/// One behind the last occurrence of any of `tokens`, or 0.
+std::uint64_t begin_behind_last(const std::int64_t* ids, std::uint64_t length, const std::vector<Token>& tokens) {
+  std::uint64_t begin = 0;
+  for (const Token token : tokens) {
+    std::uint64_t at = length;
+    while (at > begin && ids[at - 1] != token) --at;
+    begin = at;
+  }
+  return begin;
+}
+
+/// Where an item's tokens lead from the root; those behind a complete item do not matter.
+State walk(const TrieView& view, const std::int64_t* begin, const std::int64_t* end) {
+  std::uint64_t used = 0;
+  return view.walk(kRoot, begin, static_cast<std::uint64_t>(end - begin), &used);
+}
+
 template <typename Word>
 void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
   const auto minus_infinity = static_cast<Word>(rows.minus_infinity);
@@ -38,6 +55,8 @@ void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& r
 }
 
 }  // namespace
+
+bool AllowedRows::is_open() const { return num_dead() == 0 && first_closed() == verdicts.size(); }
 
 std::uint64_t AllowedRows::num_dead() const {
   return static_cast<std::uint64_t>(std::count(verdicts.begin(), verdicts.end(), Verdict::kDead));
@@ -69,25 +88,33 @@ HistoryReader HistoryReader::row(std::uint64_t row) const {
 Cursor HistoryReader::read_triggered(const Constraint& constraint, const std::int64_t* ids,
                                      std::uint64_t length) const {
   const Token begin_token = constraint.options().begin_token;
-  // Nothing before the last end of turn matters, and without `unique` nothing before the last begin token.
-  const bool whole_turn = constraint.options().unique != Unique::kNo;
-  std::uint64_t at = length;
-  while (at > 0 && !constraint.is_eos(narrowed(ids[at - 1]))) {
-    --at;
-    if (!whole_turn && ids[at] == begin_token) break;
-  }
+  const std::int64_t* const end = ids + length;
+  // Nothing before the last end of turn matters.
+  const std::int64_t* const turn = ids + begin_behind_last(ids, length, constraint.options().eos_tokens);
+  const std::int64_t* last = end;
+  while (last > turn && last[-1] != begin_token) --last;
   Cursor cursor = constraint.start();
-  while (true) {
-    at = static_cast<std::uint64_t>(std::find(ids + at, ids + length, begin_token) - ids);
-    if (at == length) return cursor;
-    do {
-      constraint.advance(&cursor, narrowed(ids[at++]));
-    } while (at < length && cursor.state >= 0);
+  if (last == turn) return cursor;
+  cursor.state = walk(constraint.view(), last, end);
+
+  // Where something was given before may matter to what follows, read that too. Behind an item it only matters once as
+  // many were begun as there are.
+  const bool is_behind = constraint.view().is_leaf(cursor.state);
+  const bool is_unique = constraint.options().unique != Unique::kNo;
+  if (is_unique && (!is_behind || std::count(turn, end, begin_token) >= constraint.num_allowed())) {
+    const State state = cursor.state;
+    for (const std::int64_t* at = turn; (at = std::find(at, last - 1, begin_token)) != last - 1;) {
+      cursor.state = walk(constraint.view(), ++at, last);
+      constraint.complete(&cursor);
+    }
+    cursor.state = state;
   }
+  constraint.complete(&cursor);
+  return cursor;
 }
 
 std::uint64_t HistoryReader::response_begin(const HistoryBatch& batch, std::uint64_t row) const {
-  const std::int64_t* ids = batch.ids + static_cast<std::int64_t>(row) * batch.row_stride;
+  const std::int64_t* ids = batch.ids + row * batch.length;
   if (!after_.empty()) {
     const std::int64_t* const end = ids + batch.length;
     const std::int64_t* const found = std::find_end(ids, end, after_.begin(), after_.end());
@@ -106,7 +133,7 @@ std::uint64_t HistoryReader::response_begin(const HistoryBatch& batch, std::uint
 
 Cursor HistoryReader::read(const HistoryBatch& batch, std::uint64_t row) const {
   const Constraint& rules = constraint(batch, row);
-  const std::int64_t* ids = batch.ids + static_cast<std::int64_t>(row) * batch.row_stride;
+  const std::int64_t* ids = batch.ids + row * batch.length;
   if (rules.is_triggered()) return read_triggered(rules, ids, batch.length);
   Cursor cursor = rules.start();
   for (std::uint64_t at = response_begin(batch, row); at < batch.length && !cursor.finished; ++at) {

@@ -143,7 +143,9 @@ def bitmask(mask: object, vocab_size: int, name: str = "bitmask") -> torch.Tenso
     if tensor.dim() != 2:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected [batch, ceil(vocab_size / 32)]")
     if tensor.shape[1] * 32 < vocab_size:
-        raise ValueError(f"{name} has {tensor.shape[1]} words a row, which is less than vocab_size={vocab_size} needs")
+        raise ValueError(
+            f"{name} has {tensor.shape[1]} words a row, which is less than vocab_size={vocab_size} needs"
+        )
     if tensor.shape[1] > 1 and tensor.stride(1) != 1:
         raise ValueError(f"{name} has strides {tensor.stride()}, expected contiguous rows")
     if tensor.device.type != "cpu":
@@ -164,7 +166,9 @@ def row_indices(name: str, value: object, count: int | None, num_rows: int) -> I
     return rows
 
 
-def history_and_scores(input_ids: object, scores: object, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def history_and_scores(
+    input_ids: object, scores: object, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [batch, length] and the scores [batch, >= vocab_size] that follow them, on one device."""
     if not is_tensor(input_ids) or not is_tensor(scores):
         wrong, name = (scores, "scores") if is_tensor(input_ids) else (input_ids, "input_ids")
@@ -180,7 +184,9 @@ def history_and_scores(input_ids: object, scores: object, vocab_size: int) -> tu
             "expected [batch, length] and [batch, vocabulary]"
         )
     if values.shape[1] < vocab_size:
-        raise ValueError(f"scores has {values.shape[1]} columns, fewer than the trie's vocab_size={vocab_size}")
+        raise ValueError(
+            f"scores has {values.shape[1]} columns, fewer than the trie's vocab_size={vocab_size}"
+        )
     if ids.device != values.device:
         raise ValueError(f"input_ids is on {ids.device}, scores on {values.device}, expected one device")
     return ids, values
@@ -209,7 +215,9 @@ def _ragged(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], Int64Array]:
         try:
             lengths[i] = len(row)
         except TypeError:
-            raise TypeError(f"sequences[{i}] is a {type(row).__name__}, expected a row of token ids") from None
+            raise TypeError(
+                f"sequences[{i}] is a {type(row).__name__}, expected a row of token ids"
+            ) from None
     indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     values = np.array(list(chain.from_iterable(rows)))
     if values.size == 0:

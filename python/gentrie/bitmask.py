@@ -75,7 +75,11 @@ def apply_token_bitmask_inplace(
     rows, mask = torch.atleast_2d(logits), torch.atleast_2d(bitmask)
     if indices is None and rows.shape[0] != mask.shape[0]:
         raise ValueError(f"logits has {rows.shape[0]} rows, bitmask has {mask.shape[0]}; give indices")
-    limit = mask.shape[1] * 32 if vocab_size is None else _validate.integer("vocab_size", vocab_size, 0, 2**31 - 1)
+    limit = (
+        mask.shape[1] * 32
+        if vocab_size is None
+        else _validate.integer("vocab_size", vocab_size, 0, 2**31 - 1)
+    )
     chosen = _validate.row_indices("indices", indices, None, min(rows.shape[0], mask.shape[0]))
     width = rows.shape[1]
     if logits.device.type != "cpu" or (width > 1 and rows.stride(1) != 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,7 +42,11 @@ class HistoryRules:
     ) -> None:
         given = [
             name
-            for name, value in (("begin_token_id", begin_token_id), ("prompt_length", prompt_length), ("after", after))
+            for name, value in (
+                ("begin_token_id", begin_token_id),
+                ("prompt_length", prompt_length),
+                ("after", after),
+            )
             if value is not None
         ]
         if len(given) != 1:
@@ -59,7 +64,8 @@ class HistoryRules:
         self.begin_token_id = _validate.optional_token("begin_token_id", begin_token_id, trie.vocab_size)
         self._prompt_lengths = _prompt_lengths(prompt_length)
         constraints = [
-            make_constraint(trie, begin_token_id, eos_token_id, unique, row) for row in make_filters(trie, item_filter)
+            make_constraint(trie, begin_token_id, eos_token_id, unique, row)
+            for row in make_filters(trie, item_filter)
         ]
         self._reader = _core.HistoryReader(constraints, _after(after, trie.vocab_size), on_dead == "mask")
 
@@ -73,20 +79,19 @@ class HistoryRules:
             prompt length exceeds the history; if a complete response may not end because no token says how.
         """
         ids = input_ids
-        if str(ids.dtype) != "torch.int64" or (ids.shape[1] > 1 and ids.stride(1) != 1):
+        if ids.dtype is not sys.modules["torch"].int64 or not ids.is_contiguous():
             ids = ids.long().contiguous()
         rows, length = ids.shape
-        allowed = self._reader.allowed(ids.data_ptr(), rows, length, ids.stride(0), self._prompt_lengths)
-        num_dead = allowed.num_dead
-        if num_dead and (num_dead == rows or self.on_dead == "error"):
-            self._refuse_dead(allowed, ids)
-        if self.on_dead != "mask" and allowed.first_closed < rows:
-            self._refuse_closed(allowed)
+        allowed = self._reader.allowed(ids.data_ptr(), rows, length, self._prompt_lengths)
+        if not allowed.is_open and self.on_dead != "mask":
+            self._refuse(allowed, ids)
         return allowed
 
     def allowed_list(self, batch_id: int, input_ids: torch.Tensor) -> list[int]:
         """``prefix_allowed_tokens_fn`` of ``transformers``: one history [length], the allowed ids as a list."""
-        if self._reader.num_constraints > 1 or (self._prompt_lengths is not None and self._prompt_lengths.size > 1):
+        if self._reader.num_constraints > 1 or (
+            self._prompt_lengths is not None and self._prompt_lengths.size > 1
+        ):
             # `transformers` gives the prompt's number, so that rows of a batch may differ.
             allowed = self._row(batch_id).allowed(input_ids.cpu().reshape(1, -1))
         else:
@@ -108,21 +113,20 @@ class HistoryRules:
             rules._prompt_lengths = self._prompt_lengths[row : row + 1]
         return rules
 
-    def _refuse_dead(self, allowed: _core.AllowedRows, ids: torch.Tensor) -> None:
-        row = int(np.flatnonzero(allowed.verdicts == _core.Verdict.DEAD)[0])
-        tail = ids[row, -_TOKENS_SHOWN:].tolist()
-        raise ValueError(
-            f"input_ids[{row}] has left the trie, as have {allowed.num_dead} of {len(ids)} rows; its last tokens are "
-            f"{tail}. Check where items begin (begin_token_id, prompt_length, after) and that prompt and catalog were "
-            "made with the same tokenizer and context"
-        )
-
-    def _refuse_closed(self, allowed: _core.AllowedRows) -> None:
-        raise ValueError(
-            f"row {allowed.first_closed} may not go on and no token says how to end it: give eos_token_id, or stop at "
-            f"max_new_tokens={self.trie.max_depth}"
-        )
-
+    def _refuse(self, allowed: _core.AllowedRows, ids: torch.Tensor) -> None:
+        num_dead, rows = allowed.num_dead, len(ids)
+        if num_dead == rows or (num_dead and self.on_dead == "error"):
+            row = int(np.flatnonzero(allowed.verdicts == _core.Verdict.DEAD)[0])
+            raise ValueError(
+                f"input_ids[{row}] has left the trie, as have {num_dead} of {rows} rows; its last tokens are "
+                f"{ids[row, -_TOKENS_SHOWN:].tolist()}. Check where items begin (begin_token_id, prompt_length, "
+                "after) and that prompt and catalog were made with the same tokenizer and context"
+            )
+        if allowed.first_closed < rows:
+            raise ValueError(
+                f"row {allowed.first_closed} may not go on and no token says how to end it: give eos_token_id, or "
+                f"stop at max_new_tokens={self.trie.max_depth}"
+            )
 
 def _prompt_lengths(value: int | Sequence[int] | npt.NDArray[Any] | None) -> npt.NDArray[np.int64] | None:
     if value is None:

@@ -317,10 +317,7 @@ def _adapter(tokenizer: Any) -> _Adapter:
 
 def _has_base(value: Any, package: str, *names: str) -> bool:
     """Tell whether the value is an instance of a package's class, without importing the package."""
-    return any(
-        base.__name__ in names and base.__module__.partition(".")[0] == package
-        for base in type(value).__mro__
-    )
+    return any(base.__name__ in names and base.__module__.partition(".")[0] == package for base in type(value).__mro__)
 
 
 class _Tokenizers:

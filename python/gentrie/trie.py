@@ -122,7 +122,9 @@ class TokenTrie:
             Naming the row: an empty title, one that is no str, a context whose tokens are not a prefix of the whole
             encoding; and what :meth:`from_sequences` refuses.
         """
-        values, indptr = encode_titles(titles, tokenizer, template=template, context=context, progress=progress)
+        values, indptr = encode_titles(
+            titles, tokenizer, template=template, context=context, progress=progress
+        )
         if vocab_size is None:
             vocab_size = vocab_size_of(tokenizer)
         trie = cls._build(values, indptr, vocab_size, end_token_id, item_ids, None, progress, {})
@@ -247,7 +249,9 @@ class TokenTrie:
         trie = cls(_core.Trie.load(os.fspath(path), verify))
         for key, value in _validate.string_map("require", require).items():
             if trie._metadata.get(key) != value:
-                raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")
+                raise ValueError(
+                    f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}"
+                )
         return trie
 
     def verify(self) -> None:
@@ -336,7 +340,9 @@ class TokenTrie:
         )
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError("a TokenTrie is not pickled: save() it and load() the file in the other process, pages are shared")
+        raise TypeError(
+            "a TokenTrie is not pickled: save() it and load() the file in the other process, pages are shared"
+        )
 
     # --- Lookups ----------------------------------------------------------------------------------------------------
 
@@ -380,7 +386,9 @@ class TokenTrie:
         before, chosen = _validate.token_row("states", states), _validate.token_row("tokens", tokens)
         if before.size != chosen.size:
             raise ValueError(f"states has {before.size} entries, tokens has {chosen.size}")
-        return self._core.advance_batch(before, chosen, _validate.integer("num_threads", num_threads, 1, 4096))
+        return self._core.advance_batch(
+            before, chosen, _validate.integer("num_threads", num_threads, 1, 4096)
+        )
 
     def forced_tokens(self, state: int) -> npt.NDArray[np.int32]:
         """Tokens that are the only continuation, one after the other, up to a branch or the sequence's end; int32."""

@@ -60,6 +60,9 @@ class Constraint {
   bool is_triggered() const { return options_.begin_token != kNoToken; }
   bool is_eos(Token token) const;
 
+  /// Sequences that may be given at all.
+  std::uint32_t num_allowed() const { return num_left(Cursor{}, view().leaves_below(kRoot)); }
+
   Cursor start() const;
   /// Appends the tokens that may follow to `tokens` (none where the verdict is free or dead).
   Verdict allowed(const Cursor& cursor, std::vector<Token>* tokens) const;
@@ -67,6 +70,8 @@ class Constraint {
   bool allows(const Cursor& cursor, Token token) const;
   /// Takes `token`, allowed or not: what a history holds is not refused but may lead off the trie.
   void advance(Cursor* cursor, Token token) const;
+  /// What follows from having reached the end of an item, if the cursor has.
+  void complete(Cursor* cursor) const;
   /// Tokens that are the only choice one after the other, up to a branch or the item's end.
   void forced(const Cursor& cursor, std::vector<Token>* tokens) const;
 

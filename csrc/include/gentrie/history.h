@@ -10,12 +10,11 @@
 
 namespace gentrie {
 
-/// Token ids [rows, length], not owned; rows may lie apart.
+/// Token ids [rows, length], not owned, row after row.
 struct HistoryBatch {
   const std::int64_t* ids = nullptr;
   std::uint64_t rows = 0;
   std::uint64_t length = 0;
-  std::int64_t row_stride = 0;  ///< elements
   /// Where the response begins; null when triggered or where a token sequence says it. One entry may serve several
   /// adjacent rows (beams): entry i * num_prompt_lengths / rows is row i's.
   const std::int64_t* prompt_lengths = nullptr;
@@ -28,6 +27,7 @@ struct AllowedRows {
   std::vector<std::pair<std::uint64_t, std::uint64_t>> spans;  ///< into tokens
   std::vector<Token> tokens;
 
+  bool is_open() const;            ///< no row has left the trie, and something may follow each
   std::uint64_t num_dead() const;  ///< rows that have left the trie
   /// The first constrained row that nothing may follow, or the number of rows.
   std::uint64_t first_closed() const;

@@ -102,8 +102,9 @@ struct TrieView {
 
   /// Index of `token` in the vocabulary, or num_tokens if the catalog does not use it.
   std::uint32_t index_of(Token token) const {
-    const std::uint32_t at = lower_bound(vocabulary, 0, num_tokens, token);
-    return at < num_tokens && vocabulary[at] == token ? at : num_tokens;
+    const Token* const found = std::lower_bound(vocabulary, vocabulary + num_tokens, token);
+    return found != vocabulary + num_tokens && *found == token ? static_cast<std::uint32_t>(found - vocabulary)
+                                                               : num_tokens;
   }
 
   EdgeRange edges(std::uint32_t node) const {
@@ -122,15 +123,16 @@ struct TrieView {
     }
   }
 
-  /// The edge of `range` whose token has this vocabulary index, or range.end.
-  std::uint32_t find_edge(EdgeRange range, std::uint32_t token_index) const {
+  /// The edge of `range` that begins with `token`, or range.end. Edges of a node ascend in token id as in index, so the
+  /// few that a node has are searched by id: cheaper than finding the token's index in the vocabulary first.
+  std::uint32_t find_edge(EdgeRange range, Token token) const {
     switch (edge_token_bytes) {
       case 1:
-        return find_edge_in(static_cast<const std::uint8_t*>(edge_tokens), range, token_index);
+        return find_edge_in(static_cast<const std::uint8_t*>(edge_tokens), range, token);
       case 2:
-        return find_edge_in(static_cast<const std::uint16_t*>(edge_tokens), range, token_index);
+        return find_edge_in(static_cast<const std::uint16_t*>(edge_tokens), range, token);
       default:
-        return find_edge_in(static_cast<const std::uint32_t*>(edge_tokens), range, token_index);
+        return find_edge_in(static_cast<const std::uint32_t*>(edge_tokens), range, token);
     }
   }
 
@@ -188,11 +190,30 @@ struct TrieView {
     }
     if (target >= num_nodes) return kOffTrie;  // a complete sequence has no continuation
     const std::uint32_t node = static_cast<std::uint32_t>(target);
-    const std::uint32_t index = index_of(token);
-    if (index == num_tokens) return kOffTrie;
     const EdgeRange range = edges(node);
-    const std::uint32_t edge = find_edge(range, index);
+    const std::uint32_t edge = find_edge(range, token);
     return edge == range.end ? kOffTrie : follow(node, edge);
+  }
+
+  /// Follows `tokens` until one leads to a leaf or off the trie. `*used` is how many were valid; the state is kOffTrie
+  /// if one was not.
+  State walk(State state, const std::int64_t* tokens, std::uint64_t count, std::uint64_t* used) const {
+    std::uint64_t at = 0;
+    while (at < count && state >= 0 && !is_leaf(state)) {
+      std::uint64_t remaining = remaining_of(state);
+      if (remaining == 0) {
+        const std::int64_t token = tokens[at];
+        state = token >= 0 && token < vocab_size ? advance(state, static_cast<Token>(token)) : kOffTrie;
+        at += state >= 0 ? 1 : 0;
+        continue;
+      }
+      std::uint64_t position = run_end(target_of(state)) - remaining;
+      while (remaining > 0 && at < count && run_token(position) == tokens[at]) ++position, ++at, --remaining;
+      const bool is_off = remaining > 0 && at < count;
+      state = is_off ? kOffTrie : make_state(target_of(state), remaining);
+    }
+    *used = at;
+    return state;
   }
 
   // --- What lies below ------------------------------------------------------------------------------------------
@@ -226,22 +247,15 @@ struct TrieView {
     return {begin, begin + std::min(count, num_leaves - begin)};
   }
 
-  template <typename T, typename V>
-  static std::uint32_t lower_bound(const T* values, std::uint32_t begin, std::uint32_t end, V value) {
-    const T* base = values + begin;
-    std::uint32_t length = end - begin;
+  template <typename T>
+  std::uint32_t find_edge_in(const T* indices, EdgeRange range, Token token) const {
+    std::uint32_t begin = range.begin, length = range.size();
     while (length > 1) {  // the comparison becomes a conditional move: no branch to mispredict
       const std::uint32_t half = length / 2;
-      base += static_cast<V>(base[half - 1]) < value ? half : 0;
+      begin += token_at(indices[begin + half - 1]) < token ? half : 0;
       length -= half;
     }
-    return static_cast<std::uint32_t>(base - values) + (length == 1 && static_cast<V>(*base) < value ? 1 : 0);
-  }
-
-  template <typename T>
-  static std::uint32_t find_edge_in(const T* tokens, EdgeRange range, std::uint32_t token_index) {
-    const std::uint32_t at = lower_bound(tokens, range.begin, range.end, token_index);
-    return at < range.end && tokens[at] == token_index ? at : range.end;
+    return length == 1 && token_at(indices[begin]) == token ? begin : range.end;
   }
 };
 

@@ -103,9 +103,7 @@ def _check_arguments(transformers: Any, tokenizer: Any, model: Any, begin: Any, 
         raise TypeError(f"tokenizer is a {type(tokenizer).__name__}, which cannot take new tokens") from error
     for name, token in (("begin", begin), ("end", end)):
         if not isinstance(token, str) or not token or token != token.strip():
-            raise ValueError(
-                f"{name} must be a non-empty string without white space at its ends, got {token!r}"
-            )
+            raise ValueError(f"{name} must be a non-empty string without white space at its ends, got {token!r}")
         if token in ordinary:
             raise ValueError(
                 f"{name}={token!r} is an ordinary token of this tokenizer, which titles may contain; "
