@@ -1,0 +1,234 @@
+"""RecLM-cgen's Table A2 (arXiv 2505.03336): what it costs to keep the items of an answer in a catalog.
+
+Protocol of the paper: batch 1, greedy, 128 answers of ten items each, 5 answers to warm up, the time to the
+first token left out, the mean of 5 repetitions. Each answer is given by every method in turn, so that all of
+them see the same machine; the text is scripted (``gentrie.bench.responses``), so that they also say the same
+tokens, as many outside items as the paper counts and as many inside as the catalog's titles have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gentrie._optional import require
+from gentrie.bench.harness import Spread, circumstances, write_json
+
+UNCONSTRAINED = "unconstrained"
+PUBLISHED = "published approach"
+TRANSFORMERS = "transformers prefix"
+GENTRIE = "gentrie"
+METHODS = (UNCONSTRAINED, PUBLISHED, TRANSFORMERS, GENTRIE)
+"""In the order of the table. The published approach and gentrie give no item twice in an answer."""
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of the published table: an A100 with 40 GB, Llama-3-8B, ``transformers``."""
+
+    items: int
+    tokens_per_item: float
+    tokens_inside: int
+    tokens_outside: int
+    tokens_per_second: float
+    tokens_per_second_unconstrained: float
+    lookup_ms_inside: float
+    lookup_ms_outside: float
+
+
+PAPER = {
+    "steam": PaperRow(11_726, 6.0, 7_726, 7_552, 35.04, 36.70, 1.0725, 0.3234),
+    "movies": PaperRow(34_452, 10.1, 12_970, 7_552, 34.53, 36.38, 1.4535, 0.3221),
+    "toys": PaperRow(49_985, 16.3, 20_838, 7_552, 34.09, 36.95, 1.9922, 0.3237),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is run; the defaults are the paper's protocol on a small model.
+
+    Attributes
+    ----------
+    catalogs
+        Names of the synthetic catalogs, of ``PAPER``.
+    real
+        JSON lines of a real catalog (``item_id``, ``title``) to run beside them.
+    model
+        Name of a model of ``gentrie.bench.measure.MODELS``; its weights are random.
+    device
+        torch device of model and logits.
+    answers
+        Answers timed per repetition.
+    repetitions
+        Times that all answers are given.
+    warmup
+        Answers given before, untimed.
+    prompt_tokens
+        Length of each prompt.
+    threads
+        Threads of torch's operators on the CPU.
+    seed
+        Seed of weights, prompts and answers.
+    """
+
+    catalogs: tuple[str, ...] = tuple(PAPER)
+    real: Path | None = None
+    model: str = "small"
+    device: str = "cpu"
+    answers: int = 128
+    repetitions: int = 5
+    warmup: int = 5
+    prompt_tokens: int = 300
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("answers", "repetitions", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative, got {self.warmup}")
+        if self.prompt_tokens < 16:
+            raise ValueError(f"prompt_tokens must be at least 16, got {self.prompt_tokens}")
+        for catalog in self.catalogs:
+            if catalog not in PAPER:
+                raise ValueError(f"catalogs: {catalog!r} is not one of {', '.join(PAPER)}")
+
+    def quick(self) -> Settings:
+        """Return the same with few answers: two minutes on two cores."""
+        return replace(self, answers=1, repetitions=3, warmup=1)
+
+    def cuts(self) -> list[str]:
+        """Say where these settings run less than the paper's protocol."""
+        protocol = Settings()
+        return [
+            f"{name}: {getattr(self, name)} instead of {getattr(protocol, name)}"
+            for name in ("answers", "repetitions", "warmup")
+            if getattr(self, name) < getattr(protocol, name)
+        ]
+
+
+@dataclass(frozen=True)
+class MethodFigures:
+    """What a method came to; one round for each repetition.
+
+    Attributes
+    ----------
+    tokens_per_second
+        From the first token of an answer to its last.
+    slowdown
+        Share of the unconstrained speed of the same repetition that is lost.
+    lookup_ms_inside
+        Finding the allowed tokens of a step inside an item, milliseconds.
+    lookup_ms_outside
+        The same outside items.
+    lookup_ms_first_item
+        The same inside the first item of an answer.
+    lookup_ms_last_item
+        The same inside the last.
+    call_ms_inside
+        The whole processor inside items, masking included.
+    call_ms_outside
+        The same outside items.
+    call_share
+        The processor's share of the time from the first token to the last. Taken within the same steps, it is
+        steadier than the slowdown, a difference between runs.
+    """
+
+    tokens_per_second: Spread
+    slowdown: Spread
+    lookup_ms_inside: Spread | None = None
+    lookup_ms_outside: Spread | None = None
+    lookup_ms_first_item: Spread | None = None
+    lookup_ms_last_item: Spread | None = None
+    call_ms_inside: Spread | None = None
+    call_ms_outside: Spread | None = None
+    call_share: Spread | None = None
+
+
+@dataclass(frozen=True)
+class CatalogFigures:
+    """One catalog's rows.
+
+    Attributes
+    ----------
+    items
+        Items of the catalog.
+    tokens_per_item
+        Their mean length in tokens, end token included.
+    tokens_inside
+        Tokens inside items over all answers of a repetition.
+    tokens_outside
+        The others.
+    methods
+        Figures by method.
+    """
+
+    items: int
+    tokens_per_item: float
+    tokens_inside: int
+    tokens_outside: int
+    methods: Mapping[str, MethodFigures]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run of the benchmark, as it is written to JSON."""
+
+    settings: Settings
+    circumstances: Mapping[str, Any]
+    catalogs: Mapping[str, CatalogFigures]
+
+    def write(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write the figures and a plot into ``folder``, made where missing, and return both paths."""
+        from gentrie.bench.table_a2_report import plot
+
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        name = "-".join(("table_a2", self.settings.model, self.settings.device.replace(":", "")))
+        name += "-short" if self.settings.cuts() else ""
+        figures = place / f"{name}.json"
+        drawing = place / f"{name}.png"
+        write_json(
+            figures,
+            {
+                "benchmark": "table_a2",
+                # Where a catalog lies says nothing to others, and the catalogs are named below.
+                "settings": asdict(replace(self.settings, real=None)),
+                "cuts": self.settings.cuts(),
+                "circumstances": self.circumstances,
+                "catalogs": self.catalogs,
+                "paper": PAPER,
+            },
+        )
+        plot(self, drawing)
+        return figures, drawing
+
+
+def run(settings: Settings, *, progress: bool = False) -> Result:
+    """Run the benchmark.
+
+    Parameters
+    ----------
+    settings
+        What to run.
+    progress
+        Show progress bars.
+
+    Raises
+    ------
+    ImportError
+        torch, transformers, tokenizers or matplotlib (for the plot afterwards) is missing.
+    RuntimeError
+        A method said something else than the script: it allowed a token that it must not, or
+        removed one that is allowed.
+    """
+    for package in ("torch", "transformers", "tokenizers", "matplotlib"):
+        require(package, extra="bench")
+    from gentrie.bench.measure import measure
+
+    catalogs = measure(settings, progress=progress)
+    return Result(settings, circumstances(settings.device), catalogs)

@@ -1,0 +1,5 @@
+"""``gentrie demo``."""
+
+
+def demo() -> None:
+    """See it work."""

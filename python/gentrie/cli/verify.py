@@ -1,0 +1,23 @@
+"""``gentrie verify``: is a trie file whole?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(file: Annotated[Path, typer.Argument(metavar="FILE", help="A trie file.")]) -> None:
+    """Check every byte of a trie file. Exit code 0: it is whole; 1: it is not."""
+    from gentrie import TokenTrie
+
+    try:
+        trie = TokenTrie.load(file, verify=True)
+        trie.verify()
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:
+        typer.echo(f"gentrie: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{file}: ok, {trie.num_items:,} items, fingerprint {trie.fingerprint}")
