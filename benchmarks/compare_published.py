@@ -43,9 +43,7 @@ class _ControlTokenizer:
 
 
 def main(
-    original: Annotated[
-        Path, typer.Option(help="processor.py of RecLM-cgen, or a folder above it.", exists=True)
-    ],
+    original: Annotated[Path, typer.Option(help="processor.py of RecLM-cgen, or a folder above it.", exists=True)],
     catalog: Annotated[str, typer.Option(help="steam, movies or toys.")] = "toys",
     rounds: Annotated[int, typer.Option(help="Rounds of each.", min=7)] = 9,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
@@ -123,9 +121,7 @@ def ratios_to_original(
     return found
 
 
-def histories(
-    titles: list[list[int]], control: ControlTokens
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def histories(titles: list[list[int]], control: ControlTokens) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return every history (int64 [1, length]) inside and outside the items of one answer."""
     (answer,) = write_answers(titles, control, answers=1, prompt_tokens=300, seed=0)
     text = torch.from_numpy(np.concatenate([answer.prompt, answer.tokens]))[None]

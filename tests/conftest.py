@@ -4,9 +4,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says something about the machine, not about the code under test.
-settings.register_profile(
-    "gentrie", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+settings.register_profile("gentrie", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("gentrie")
 
 

@@ -59,9 +59,7 @@ class Rules:
     def left(self, prefix: Tokens, given: Counter[Tokens]) -> list[Tokens]:
         """Sequences below ``prefix`` that filter and earlier items leave."""
         times = {False: lambda s: float("inf"), True: lambda s: 1, "item": lambda s: len(self.allowed_items[s])}
-        return [
-            s for s in self.oracle.below(prefix) if self.allowed_items[s] and given[s] < times[self.unique](s)
-        ]
+        return [s for s in self.oracle.below(prefix) if self.allowed_items[s] and given[s] < times[self.unique](s)]
 
     def read(self, history: Sequence[int]) -> tuple[str, Tokens, Counter[Tokens]]:
         """Where a history stands: "free", "item" (and what of it is written), "complete", "dead" or "finished"."""
@@ -73,9 +71,7 @@ class Rules:
                 place, prefix = "item", ()
             elif place in ("free", "finished"):
                 continue
-            elif self.begin is None and token in self.eos and (
-                place != "item" or not self.left(prefix, given)
-            ):
+            elif self.begin is None and token in self.eos and (place != "item" or not self.left(prefix, given)):
                 place = "finished"
             elif place in ("complete", "dead"):
                 place = "dead"

@@ -108,9 +108,7 @@ def stub_functions() -> list:
     """Each function and method of the stub, with the compiled one it describes."""
     pairs = []
     for node in stub_body():
-        owner, body = (
-            (getattr(_core, node.name), node.body) if isinstance(node, ast.ClassDef) else (_core, [node])
-        )
+        owner, body = (getattr(_core, node.name), node.body) if isinstance(node, ast.ClassDef) else (_core, [node])
         pairs += [
             pytest.param(item, getattr(owner, item.name), id=f"{owner.__name__}.{item.name}")
             for item in body
@@ -124,8 +122,7 @@ def test_stub_declares_the_parameters_of_each_function(declared, compiled):
     # pybind11 writes the signature, in Python's syntax, on the first line of the docstring.
     (signature,) = ast.parse(f"def {compiled.__doc__.splitlines()[0]}: ...").body
     parameters = [
-        [arg.arg for arg in function.args.args + function.args.kwonlyargs]
-        for function in (declared, signature)
+        [arg.arg for arg in function.args.args + function.args.kwonlyargs] for function in (declared, signature)
     ]
     assert parameters[0] == parameters[1]
 

@@ -126,11 +126,14 @@ void bind_history(py::module_& module) {
       .def_property_readonly("is_open", &AllowedRows::is_open)
       .def_property_readonly("num_dead", &AllowedRows::num_dead)
       .def_property_readonly("first_closed", &AllowedRows::first_closed)
-      .def("tokens", [](const AllowedRows& allowed, std::uint64_t row) {
-             const auto [begin, end] = allowed.spans.at(row);
-             return to_array(std::vector<Token>(allowed.tokens.begin() + static_cast<std::ptrdiff_t>(begin),
-                                                allowed.tokens.begin() + static_cast<std::ptrdiff_t>(end)));
-           }, arg("row"));
+      .def(
+          "tokens",
+          [](const AllowedRows& allowed, std::uint64_t row) {
+            const auto [begin, end] = allowed.spans.at(row);
+            return to_array(std::vector<Token>(allowed.tokens.begin() + static_cast<std::ptrdiff_t>(begin),
+                                               allowed.tokens.begin() + static_cast<std::ptrdiff_t>(end)));
+          },
+          arg("row"));
 
   py::class_<HistoryReader>(module, "HistoryReader")
       .def(py::init([](const std::vector<ConstraintPtr>& constraints, const InputArray<std::int64_t>& after,
@@ -186,9 +189,9 @@ void bind_constraint(py::module_& module) {
   py::class_<Constraint, ConstraintPtr>(module, "Constraint")
       .def(py::init([](std::shared_ptr<Trie> trie, std::int64_t begin_token_id, const std::vector<Token>& eos_token_ids,
                        Unique unique, FilterPtr filter) {
-             return std::make_shared<Constraint>(
-                 std::move(trie), ConstraintOptions{as_token(begin_token_id), eos_token_ids, unique},
-                 std::move(filter));
+             return std::make_shared<Constraint>(std::move(trie),
+                                                 ConstraintOptions{as_token(begin_token_id), eos_token_ids, unique},
+                                                 std::move(filter));
            }),
            arg("trie"), arg("begin_token_id"), arg("eos_token_ids"), arg("unique"), arg("item_filter"))
       .def_property_readonly("begin_token_id",

@@ -102,8 +102,8 @@ py::tuple to_sequences(const Trie& trie) {
       item_indptr.push_back(static_cast<std::int64_t>(view.items_of_leaf(leaf).second));
     }
   }
-  return py::make_tuple(to_array(std::move(values)), to_array(std::move(indptr)),
-                        items_of(view, {0, view.num_leaves}), to_array(std::move(item_indptr)));
+  return py::make_tuple(to_array(std::move(values)), to_array(std::move(indptr)), items_of(view, {0, view.num_leaves}),
+                        to_array(std::move(item_indptr)));
 }
 
 py::array_t<State> advance_states(const Trie& trie, const InputArray<State>& states,
@@ -129,8 +129,8 @@ py::tuple next_tokens(const Trie& trie, const InputArray<State>& states) {
 }
 
 py::array_t<State> states_of_tokens(const Trie& trie, const InputArray<std::int64_t>& tokens,
-                                    std::int64_t begin_token_id,
-                                    const std::optional<InputArray<std::int64_t>>& starts, int num_threads) {
+                                    std::int64_t begin_token_id, const std::optional<InputArray<std::int64_t>>& starts,
+                                    int num_threads) {
   py::array_t<State> out({tokens.shape(0), tokens.shape(1)});
   State* target = out.mutable_data();
   const std::int64_t* start = starts ? starts->data() : nullptr;
@@ -151,8 +151,7 @@ void bind_trie(py::module_& module) {
           "load",
           [](const std::string& path, std::optional<bool> verify) {
             const py::gil_scoped_release no_gil;
-            return unconst(
-                load_trie(path, !verify ? Verify::kAuto : *verify ? Verify::kAlways : Verify::kNever));
+            return unconst(load_trie(path, !verify ? Verify::kAuto : *verify ? Verify::kAlways : Verify::kNever));
           },
           arg("path"), arg("verify"))
       .def(

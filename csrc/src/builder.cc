@@ -18,7 +18,7 @@ namespace {
 
 /// A branching node (or the root) while the trie is laid out.
 struct Node {
-  std::uint32_t begin;      ///< leaves below: [begin, end)
+  std::uint32_t begin;  ///< leaves below: [begin, end)
   std::uint32_t end;
   std::uint32_t run_start;  ///< position of the first token of the run that leads here
   std::uint32_t depth;      ///< position of the token that is chosen here
@@ -219,8 +219,7 @@ class Layout {
 
   void store_runs() {
     const std::uint64_t num_targets = nodes_.size() + header_.num_leaves;
-    auto* blocks =
-        storage_->allocate<std::uint64_t>(ArrayId::kRunBlocks, num_targets / TrieView::kRunBlock + 1);
+    auto* blocks = storage_->allocate<std::uint64_t>(ArrayId::kRunBlocks, num_targets / TrieView::kRunBlock + 1);
     std::uint64_t total = 0, max_offset = 0;
     for (std::uint64_t target = 0; target <= num_targets; ++target) {
       if (target % TrieView::kRunBlock == 0) blocks[target / TrieView::kRunBlock] = total;
@@ -235,10 +234,9 @@ class Layout {
     header_.run_token_bits = bit_width(sequences_.vocabulary().size() - 1);
     const auto offset_bits = static_cast<std::uint32_t>(header_.run_offset_bits);
     const auto token_bits = static_cast<std::uint32_t>(header_.run_token_bits);
-    auto* offsets = storage_->allocate<std::uint32_t>(ArrayId::kRunOffsets,
-                                                      PackedView::num_words(num_targets + 1, offset_bits));
-    auto* tokens =
-        storage_->allocate<std::uint32_t>(ArrayId::kRunTokens, PackedView::num_words(total, token_bits));
+    auto* offsets =
+        storage_->allocate<std::uint32_t>(ArrayId::kRunOffsets, PackedView::num_words(num_targets + 1, offset_bits));
+    auto* tokens = storage_->allocate<std::uint32_t>(ArrayId::kRunTokens, PackedView::num_words(total, token_bits));
 
     constexpr std::uint64_t kTargetsPerChunk = TrieView::kRunBlock << 8;
     parallel_for(num_targets, num_threads_, kTargetsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
@@ -265,8 +263,7 @@ class Layout {
       std::copy(ids.begin(), ids.end(), stored);
     }
     const bool one_each = ids.size() == header_.num_leaves;
-    auto* indptr =
-        storage_->allocate<std::uint32_t>(ArrayId::kItemIndptr, one_each ? 0 : header_.num_leaves + 1);
+    auto* indptr = storage_->allocate<std::uint32_t>(ArrayId::kItemIndptr, one_each ? 0 : header_.num_leaves + 1);
     if (!one_each) std::copy(sequences_.item_indptr().begin(), sequences_.item_indptr().end(), indptr);
   }
 

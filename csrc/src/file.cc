@@ -287,8 +287,7 @@ std::string contradiction(const TrieView& view) {
     std::uint32_t leaf = view.leaves_below(node).begin;
     for (std::uint32_t edge = view.edge_indptr[node]; edge < view.edge_indptr[node + 1]; ++edge) {
       const std::uint32_t token = view.edge_token_index(edge);
-      if (token >= view.num_tokens ||
-          (edge > view.edge_indptr[node] && token <= view.edge_token_index(edge - 1))) {
+      if (token >= view.num_tokens || (edge > view.edge_indptr[node] && token <= view.edge_token_index(edge - 1))) {
         return "edge_tokens are not ascending within a node";
       }
       if (view.edge_to_node.rank(edge) + 1 != child) return "edge_to_node has a wrong rank";
@@ -346,8 +345,8 @@ void save_trie(const Trie& trie, const std::string& path, const std::map<std::st
     const std::string name = array_name(static_cast<ArrayId>(i));
     header.metadata["gentrie.length." + name] = std::to_string(array.count);
     header.metadata["gentrie.xxh64." + name] = hex(checksums[i]);
-    header.tensors.push_back({name, dtype_of(array), {array.padded_nbytes() / array.itemsize}, offset,
-                              offset + array.padded_nbytes()});
+    header.tensors.push_back(
+        {name, dtype_of(array), {array.padded_nbytes() / array.itemsize}, offset, offset + array.padded_nbytes()});
     offset += array.padded_nbytes();
   }
   header.metadata[kHeaderChecksumKey] = header_checksum(header.metadata);
@@ -375,7 +374,7 @@ void save_trie(const Trie& trie, const std::string& path, const std::map<std::st
 std::shared_ptr<const Trie> load_trie(const std::string& path, Verify verify) {
   const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) fail_io("cannot open", path);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(file.get(), &status) != 0) fail_io("cannot read", path);
   if (!S_ISREG(status.st_mode)) {
     errno = S_ISDIR(status.st_mode) ? EISDIR : EINVAL;

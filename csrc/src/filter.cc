@@ -29,8 +29,7 @@ std::shared_ptr<const ItemFilter> ItemFilter::from_item_ids(std::shared_ptr<cons
                                                             std::uint64_t count) {
   std::vector<std::int64_t> sorted(ids, ids + count);
   std::sort(sorted.begin(), sorted.end());
-  return make(std::move(trie),
-              [&](std::int64_t id) { return std::binary_search(sorted.begin(), sorted.end(), id); });
+  return make(std::move(trie), [&](std::int64_t id) { return std::binary_search(sorted.begin(), sorted.end(), id); });
 }
 
 std::shared_ptr<const ItemFilter> ItemFilter::from_mask(std::shared_ptr<const Trie> trie, const std::uint8_t* mask,
@@ -38,8 +37,7 @@ std::shared_ptr<const ItemFilter> ItemFilter::from_mask(std::shared_ptr<const Tr
   return make(std::move(trie), [&](std::int64_t id) {
     if (id < 0 || static_cast<std::uint64_t>(id) >= count) {
       throw std::invalid_argument("item_filter: a boolean array is indexed by item id; it has " +
-                                  std::to_string(count) + " entries, the catalog holds item id " +
-                                  std::to_string(id));
+                                  std::to_string(count) + " entries, the catalog holds item id " + std::to_string(id));
     }
     return mask[id] != 0;
   });

@@ -15,9 +15,7 @@ Token narrowed(std::int64_t id) { return id >= 0 && id <= 0x7FFFFFFF ? static_ca
 bool is_free(Verdict verdict) { return verdict == Verdict::kFree || verdict == Verdict::kFreeNoBegin; }
 
 /// Which of `entries` a row uses, where each serves as many adjacent rows.
-std::uint64_t entry_of(std::uint64_t row, std::uint64_t rows, std::uint64_t entries) {
-  return row / (rows / entries);
-}
+std::uint64_t entry_of(std::uint64_t row, std::uint64_t rows, std::uint64_t entries) { return row / (rows / entries); }
 
 /// One behind the last occurrence of any of `tokens`, or 0.
 std::uint64_t begin_behind_last(const std::int64_t* ids, std::uint64_t length, const std::vector<Token>& tokens) {

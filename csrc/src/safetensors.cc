@@ -49,9 +49,7 @@ class Parser {
   }
 
  private:
-  [[noreturn]] static void fail(const std::string& why) {
-    throw FormatError("not a safetensors header: " + why);
-  }
+  [[noreturn]] static void fail(const std::string& why) { throw FormatError("not a safetensors header: " + why); }
 
   void skip_space() {
     while (at_ < end_ && (*at_ == ' ' || *at_ == '\n' || *at_ == '\r' || *at_ == '\t')) ++at_;

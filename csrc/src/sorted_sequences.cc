@@ -32,9 +32,7 @@ SortedSequences::SortedSequences(const SequenceSource& source, const BuildOption
       end_token_(options.end_token_id),
       has_end_(options.end_token_id != kNoToken),
       num_threads_(num_threads) {
-  const auto within = [&](double from, double to) {
-    return [=](double share) { tick(from + share * (to - from)); };
-  };
+  const auto within = [&](double from, double to) { return [=](double share) { tick(from + share * (to - from)); }; };
   check_shape();
   validate(within(0.0, 0.2));
   index_vocabulary();
@@ -61,9 +59,9 @@ void SortedSequences::check_shape() const {
   }
   for (std::uint64_t row = 0; row < source_.num_rows; ++row) {
     if (source_.indptr[row + 1] < source_.indptr[row]) {
-      throw std::invalid_argument("indptr[" + std::to_string(row + 1) +
-                                  "]=" + std::to_string(source_.indptr[row + 1]) + " is less than indptr[" +
-                                  std::to_string(row) + "]=" + std::to_string(source_.indptr[row]));
+      throw std::invalid_argument("indptr[" + std::to_string(row + 1) + "]=" + std::to_string(source_.indptr[row + 1]) +
+                                  " is less than indptr[" + std::to_string(row) +
+                                  "]=" + std::to_string(source_.indptr[row]));
     }
   }
   if (static_cast<std::uint64_t>(source_.indptr[source_.num_rows]) != source_.num_values) {

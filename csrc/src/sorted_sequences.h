@@ -58,8 +58,7 @@ class SortedSequences {
     return source_.indptr ? static_cast<std::uint64_t>(source_.indptr[row]) : row * source_.length;
   }
   std::uint64_t row_tokens(std::uint64_t row) const {  // without the end token
-    return source_.indptr ? static_cast<std::uint64_t>(source_.indptr[row + 1] - source_.indptr[row])
-                          : source_.length;
+    return source_.indptr ? static_cast<std::uint64_t>(source_.indptr[row + 1] - source_.indptr[row]) : source_.length;
   }
   std::uint64_t row_length(std::uint64_t row) const { return row_tokens(row) + (has_end_ ? 1 : 0); }
   std::int64_t value(std::uint64_t at) const {

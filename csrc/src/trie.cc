@@ -86,8 +86,8 @@ Trie::Trie(const TrieHeader& header, const ArrayTable& arrays, std::shared_ptr<c
 
 void Trie::append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const {
   if (leaf >= view_.num_leaves) {
-    throw std::out_of_range("leaf " + std::to_string(leaf) + " is not below num_sequences=" +
-                            std::to_string(view_.num_leaves));
+    throw std::out_of_range("leaf " + std::to_string(leaf) +
+                            " is not below num_sequences=" + std::to_string(view_.num_leaves));
   }
   std::uint32_t node = 0;
   while (true) {

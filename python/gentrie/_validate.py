@@ -6,7 +6,7 @@ import operator
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,7 @@ def int64_array(name: str, value: object) -> Int64Array:
         raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
     if array.dtype == np.uint64 and array.size > 0 and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(f"{name} holds {int(array.max())}, which int64 cannot hold")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.asarray(array, dtype=np.int64, order="C")
 
 
 def token_row(name: str, value: object) -> Int64Array:
@@ -114,7 +114,7 @@ def item_ids(value: object, num_rows: int) -> Int64Array | None:
     if value is None:
         return None
     array: Any = value if _is_array(value) else np.asarray(value)
-    if array.dtype.kind in "USO" if isinstance(array, np.ndarray) else False:
+    if isinstance(array, np.ndarray) and array.dtype.kind in "USO":
         raise TypeError(
             "item_ids must be integers; keep string ids in a list of your own and pass their positions in it"
         )
@@ -124,7 +124,7 @@ def item_ids(value: object, num_rows: int) -> Int64Array | None:
     return ids
 
 
-def string_map(name: str, value: Mapping[str, str] | None) -> dict[str, str]:
+def string_map(name: str, value: Mapping[Any, Any] | None) -> dict[str, str]:
     """A mapping from str to str as a dict; None gives an empty one."""
     entries = dict(value or {})
     for key, entry in entries.items():
@@ -133,24 +133,17 @@ def string_map(name: str, value: Mapping[str, str] | None) -> dict[str, str]:
     return entries
 
 
-def bitmask(mask: object, vocab_size: int, name: str = "bitmask") -> torch.Tensor:
-    """An int32 token bitmask [batch, words] on the CPU whose rows are contiguous and cover ``vocab_size``."""
-    if not is_tensor(mask):
-        raise TypeError(f"{name} is a {type(mask).__name__}, expected a torch.Tensor")
-    tensor = mask
-    if tensor.dtype is not sys.modules["torch"].int32:
-        raise TypeError(f"{name} has dtype {tensor.dtype}, expected torch.int32")
-    if tensor.dim() != 2:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected [batch, ceil(vocab_size / 32)]")
-    if tensor.shape[1] * 32 < vocab_size:
-        raise ValueError(
-            f"{name} has {tensor.shape[1]} words a row, which is less than vocab_size={vocab_size} needs"
-        )
-    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
-        raise ValueError(f"{name} has strides {tensor.stride()}, expected contiguous rows")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} is on {tensor.device}, expected the CPU")
-    return tensor
+def bitmask(mask: object, vocab_size: int) -> tuple[int, int, int, int]:
+    """An int32 token bitmask [batch, words] on the CPU whose rows are contiguous and cover ``vocab_size``.
+
+    Returns ``(address, batch, words, words from one row to the next)``. Engines fill one at every token, so a sound
+    mask is seen to be so in one expression.
+    """
+    if is_tensor(mask) and mask.is_cpu and mask.dim() == 2 and mask.dtype is sys.modules["torch"].int32:
+        batch, words = mask.shape
+        if words * 32 >= vocab_size and (mask.is_contiguous() or mask.stride(1) == 1):
+            return mask.data_ptr(), batch, words, mask.stride(0)
+    _refuse_bitmask(mask, vocab_size)
 
 
 def row_indices(name: str, value: object, count: int | None, num_rows: int) -> Int64Array:
@@ -166,9 +159,7 @@ def row_indices(name: str, value: object, count: int | None, num_rows: int) -> I
     return rows
 
 
-def history_and_scores(
-    input_ids: object, scores: object, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def history_and_scores(input_ids: object, scores: object, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [batch, length] and the scores [batch, >= vocab_size] that follow them, on one device."""
     if not is_tensor(input_ids) or not is_tensor(scores):
         wrong, name = (scores, "scores") if is_tensor(input_ids) else (input_ids, "input_ids")
@@ -184,12 +175,24 @@ def history_and_scores(
             "expected [batch, length] and [batch, vocabulary]"
         )
     if values.shape[1] < vocab_size:
-        raise ValueError(
-            f"scores has {values.shape[1]} columns, fewer than the trie's vocab_size={vocab_size}"
-        )
+        raise ValueError(f"scores has {values.shape[1]} columns, fewer than the trie's vocab_size={vocab_size}")
     if ids.device != values.device:
         raise ValueError(f"input_ids is on {ids.device}, scores on {values.device}, expected one device")
     return ids, values
+
+
+def _refuse_bitmask(mask: object, vocab_size: int) -> NoReturn:
+    if not is_tensor(mask):
+        raise TypeError(f"bitmask is a {type(mask).__name__}, expected a torch.Tensor")
+    if mask.dtype != sys.modules["torch"].int32:
+        raise TypeError(f"bitmask has dtype {mask.dtype}, expected torch.int32")
+    if mask.dim() != 2:
+        raise ValueError(f"bitmask has shape {tuple(mask.shape)}, expected [batch, ceil(vocab_size / 32)]")
+    if mask.device.type != "cpu":
+        raise ValueError(f"bitmask is on {mask.device}, expected the CPU")
+    if mask.shape[1] * 32 < vocab_size:
+        raise ValueError(f"bitmask has {mask.shape[1]} words a row, fewer than vocab_size={vocab_size} needs")
+    raise ValueError(f"bitmask has strides {mask.stride()}, expected contiguous rows")
 
 
 def _is_array(value: object) -> bool:
@@ -215,9 +218,7 @@ def _ragged(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], Int64Array]:
         try:
             lengths[i] = len(row)
         except TypeError:
-            raise TypeError(
-                f"sequences[{i}] is a {type(row).__name__}, expected a row of token ids"
-            ) from None
+            raise TypeError(f"sequences[{i}] is a {type(row).__name__}, expected a row of token ids") from None
     indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     values = np.array(list(chain.from_iterable(rows)))
     if values.size == 0:

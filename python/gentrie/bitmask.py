@@ -22,8 +22,8 @@ def get_bitmask_shape(batch_size: int, vocab_size: int) -> tuple[int, int]:
 
 def allocate_token_bitmask(batch_size: int, vocab_size: int) -> torch.Tensor:
     """A bitmask on the CPU that allows everything."""
-    torch = require("torch", extra="hf")
-    mask: torch.Tensor = torch.full(get_bitmask_shape(batch_size, vocab_size), -1, dtype=torch.int32)
+    library: Any = require("torch", extra="hf")
+    mask: torch.Tensor = library.full(get_bitmask_shape(batch_size, vocab_size), -1, dtype=library.int32)
     return mask
 
 
@@ -60,7 +60,7 @@ def apply_token_bitmask_inplace(
     ValueError, TypeError
         For other dtypes, shapes, devices, or rows outside both.
     """
-    torch = require("torch", extra="hf")
+    library: Any = require("torch", extra="hf")
     for name, tensor in (("logits", logits), ("bitmask", bitmask)):
         if not _validate.is_tensor(tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
@@ -68,24 +68,20 @@ def apply_token_bitmask_inplace(
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected one or two dimensions")
     if not logits.is_floating_point():
         raise TypeError(f"logits has dtype {logits.dtype}, expected a floating point type")
-    if bitmask.dtype != torch.int32:
+    if bitmask.dtype != library.int32:
         raise TypeError(f"bitmask has dtype {bitmask.dtype}, expected torch.int32")
     if logits.device != bitmask.device:
         raise ValueError(f"logits is on {logits.device}, bitmask on {bitmask.device}, expected one device")
-    rows, mask = torch.atleast_2d(logits), torch.atleast_2d(bitmask)
+    rows, mask = library.atleast_2d(logits), library.atleast_2d(bitmask)
     if indices is None and rows.shape[0] != mask.shape[0]:
         raise ValueError(f"logits has {rows.shape[0]} rows, bitmask has {mask.shape[0]}; give indices")
-    limit = (
-        mask.shape[1] * 32
-        if vocab_size is None
-        else _validate.integer("vocab_size", vocab_size, 0, 2**31 - 1)
-    )
+    limit = mask.shape[1] * 32 if vocab_size is None else _validate.integer("vocab_size", vocab_size, 0, 2**31 - 1)
     chosen = _validate.row_indices("indices", indices, None, min(rows.shape[0], mask.shape[0]))
     width = rows.shape[1]
     if logits.device.type != "cpu" or (width > 1 and rows.stride(1) != 1):
         from gentrie.kernels import reference
 
-        reference.apply_token_bitmask(rows, mask, limit, torch.from_numpy(chosen).to(logits.device))
+        reference.apply_token_bitmask(rows, mask, limit, library.from_numpy(chosen).to(logits.device))
         return
     mask = mask if mask.shape[1] < 2 or mask.stride(1) == 1 else mask.contiguous()
     _core.apply_bitmask(

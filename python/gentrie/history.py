@@ -64,8 +64,7 @@ class HistoryRules:
         self.begin_token_id = _validate.optional_token("begin_token_id", begin_token_id, trie.vocab_size)
         self._prompt_lengths = _prompt_lengths(prompt_length)
         constraints = [
-            make_constraint(trie, begin_token_id, eos_token_id, unique, row)
-            for row in make_filters(trie, item_filter)
+            make_constraint(trie, begin_token_id, eos_token_id, unique, row) for row in make_filters(trie, item_filter)
         ]
         self._reader = _core.HistoryReader(constraints, _after(after, trie.vocab_size), on_dead == "mask")
 
@@ -89,16 +88,15 @@ class HistoryRules:
 
     def allowed_list(self, batch_id: int, input_ids: torch.Tensor) -> list[int]:
         """``prefix_allowed_tokens_fn`` of ``transformers``: one history [length], the allowed ids as a list."""
-        if self._reader.num_constraints > 1 or (
-            self._prompt_lengths is not None and self._prompt_lengths.size > 1
-        ):
+        if self._reader.num_constraints > 1 or (self._prompt_lengths is not None and self._prompt_lengths.size > 1):
             # `transformers` gives the prompt's number, so that rows of a batch may differ.
             allowed = self._row(batch_id).allowed(input_ids.cpu().reshape(1, -1))
         else:
             allowed = self.allowed(input_ids.cpu().reshape(1, -1))
         verdict = allowed.verdicts[0]
         if verdict > _core.Verdict.FREE_NO_BEGIN:
-            return allowed.tokens(0).tolist()
+            tokens: list[int] = allowed.tokens(0).tolist()
+            return tokens
         every = list(range(self.trie.vocab_size))
         if verdict == _core.Verdict.FREE_NO_BEGIN:
             del every[self.begin_token_id]
@@ -127,6 +125,7 @@ class HistoryRules:
                 f"row {allowed.first_closed} may not go on and no token says how to end it: give eos_token_id, or "
                 f"stop at max_new_tokens={self.trie.max_depth}"
             )
+
 
 def _prompt_lengths(value: int | Sequence[int] | npt.NDArray[Any] | None) -> npt.NDArray[np.int64] | None:
     if value is None:

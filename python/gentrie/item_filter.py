@@ -49,8 +49,5 @@ def _is_per_row(item_filter: Any) -> bool:
     return (
         isinstance(item_filter, Sequence)
         and len(item_filter) > 0
-        and all(
-            entry is None or np.ndim(entry) == 1 or isinstance(entry, set | frozenset)
-            for entry in item_filter
-        )
+        and all(entry is None or np.ndim(entry) == 1 or isinstance(entry, set | frozenset) for entry in item_filter)
     )

@@ -60,7 +60,7 @@ class TrieMatcher:
         For a control token outside the vocabulary or inside the catalog's sequences, and for bad filters.
     """
 
-    __slots__ = ("_constraint", "_core", "trie")
+    __slots__ = ("_constraint", "_core", "_vocab_size", "trie")
 
     def __init__(
         self,
@@ -72,9 +72,8 @@ class TrieMatcher:
         item_filter: Any = None,
     ) -> None:
         self.trie = trie
-        self._constraint = make_constraint(
-            trie, begin_token_id, eos_token_id, unique, make_filter(trie, item_filter)
-        )
+        self._vocab_size = trie.vocab_size
+        self._constraint = make_constraint(trie, begin_token_id, eos_token_id, unique, make_filter(trie, item_filter))
         self._core = _core.Matcher(self._constraint)
 
     @property
@@ -121,7 +120,8 @@ class TrieMatcher:
     def fork(self) -> TrieMatcher:
         """An independent matcher at the same place, rollback included."""
         copy = object.__new__(TrieMatcher)
-        copy.trie, copy._constraint, copy._core = self.trie, self._constraint, self._core.fork()
+        copy.trie, copy._vocab_size, copy._constraint = self.trie, self._vocab_size, self._constraint
+        copy._core = self._core.fork()
         return copy
 
     def is_terminated(self) -> bool:
@@ -146,10 +146,10 @@ class TrieMatcher:
         ValueError, TypeError
             For a bitmask of another dtype, device or shape, or an index outside it.
         """
-        mask = _validate.bitmask(bitmask, self.trie.vocab_size)
-        rows, num_words = mask.shape
-        row = _validate.integer("index", index, 0, rows - 1)
-        return self._core.fill_bitmask(mask.data_ptr() + 4 * row * mask.stride(0), num_words)
+        address, batch, num_words, stride = _validate.bitmask(bitmask, self._vocab_size)
+        if index.__class__ is not int or not 0 <= index < batch:
+            index = _validate.integer("index", index, 0, batch - 1)
+        return self._core.fill_bitmask(address + 4 * index * stride, num_words)
 
     def find_jump_forward_tokens(self) -> npt.NDArray[np.int32]:
         """Tokens that are the only choice one after the other, up to a branch or the item's end; int32."""
@@ -175,15 +175,9 @@ def batch_fill_next_token_bitmask(
     """
     if not matchers:
         return
-    mask = _validate.bitmask(bitmask, max(matcher.trie.vocab_size for matcher in matchers))
-    rows = _validate.row_indices("indices", indices, len(matchers), mask.shape[0])
+    address, batch, num_words, stride = _validate.bitmask(bitmask, max(m.trie.vocab_size for m in matchers))
+    rows = _validate.row_indices("indices", indices, len(matchers), batch)
     if np.unique(rows).size != rows.size:
         raise ValueError(f"indices={rows.tolist()} names a row twice")
-    _core.fill_bitmasks(
-        [matcher._core for matcher in matchers],
-        mask.data_ptr(),
-        mask.shape[1],
-        mask.stride(0),
-        rows,
-        _validate.integer("num_threads", num_threads, 1, 4096),
-    )
+    threads = _validate.integer("num_threads", num_threads, 1, 4096)
+    _core.fill_bitmasks([matcher._core for matcher in matchers], address, num_words, stride, rows, threads)

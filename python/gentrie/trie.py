@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -122,9 +122,7 @@ class TokenTrie:
             Naming the row: an empty title, one that is no str, a context whose tokens are not a prefix of the whole
             encoding; and what :meth:`from_sequences` refuses.
         """
-        values, indptr = encode_titles(
-            titles, tokenizer, template=template, context=context, progress=progress
-        )
+        values, indptr = encode_titles(titles, tokenizer, template=template, context=context, progress=progress)
         if vocab_size is None:
             vocab_size = vocab_size_of(tokenizer)
         trie = cls._build(values, indptr, vocab_size, end_token_id, item_ids, None, progress, {})
@@ -249,9 +247,7 @@ class TokenTrie:
         trie = cls(_core.Trie.load(os.fspath(path), verify))
         for key, value in _validate.string_map("require", require).items():
             if trie._metadata.get(key) != value:
-                raise ValueError(
-                    f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}"
-                )
+                raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")
         return trie
 
     def verify(self) -> None:
@@ -270,7 +266,7 @@ class TokenTrie:
         Raises
         ------
         ValueError
-            If it differs, or if the trie was not built from titles and so has nothing to compare.
+            If it differs. A trie that was not built from titles has nothing to compare and accepts any.
         """
         check_tokenizer(self._metadata.get(_TOKENIZER_KEY), tokenizer, self.vocabulary)
 
@@ -386,9 +382,7 @@ class TokenTrie:
         before, chosen = _validate.token_row("states", states), _validate.token_row("tokens", tokens)
         if before.size != chosen.size:
             raise ValueError(f"states has {before.size} entries, tokens has {chosen.size}")
-        return self._core.advance_batch(
-            before, chosen, _validate.integer("num_threads", num_threads, 1, 4096)
-        )
+        return self._core.advance_batch(before, chosen, _validate.integer("num_threads", num_threads, 1, 4096))
 
     def forced_tokens(self, state: int) -> npt.NDArray[np.int32]:
         """Tokens that are the only continuation, one after the other, up to a branch or the sequence's end; int32."""
@@ -502,16 +496,10 @@ def _refuse_codes(codes: npt.NDArray[np.int64], limit: int) -> None:
         raise ValueError(f"codes[{row}][{position}]={codes[row, position]} is outside [0, {limit})")
 
 
-class _progress_bar:  # noqa: N801 - used as a function
+@contextmanager
+def _progress_bar(description: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A tqdm bar as the callback (done, total) that the builder wants."""
+    from tqdm import tqdm
 
-    def __init__(self, description: str, total: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, desc=description, unit="seq", unit_scale=True)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return lambda done, total: self._bar.update(done - self._bar.n) and None
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
+    with tqdm(total=total, desc=description, unit="seq", unit_scale=True) as bar:
+        yield lambda done, total: bar.update(done - bar.n) and None

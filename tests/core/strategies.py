@@ -62,8 +62,12 @@ def catalogs(draw: st.DrawFn, min_item_id: int = -(2**40)) -> Catalog:
     vocab_size = FIRST_TOKEN + num_tokens + 1 + draw(st.integers(0, 40))
     tokens = st.integers(FIRST_TOKEN, FIRST_TOKEN + num_tokens - 1)
     stems = draw(st.lists(st.lists(tokens, max_size=12), min_size=1, max_size=4))
-    row = st.builds(lambda stem, cut, tail: (stem[: len(stem) - cut] + tail), st.sampled_from(stems),
-                    st.integers(0, 3), st.lists(tokens, max_size=4))
+    row = st.builds(
+        lambda stem, cut, tail: stem[: len(stem) - cut] + tail,
+        st.sampled_from(stems),
+        st.integers(0, 3),
+        st.lists(tokens, max_size=4),
+    )
     rows = draw(st.lists(row.filter(len), min_size=1, max_size=25))
     end = draw(st.sampled_from([None, FIRST_TOKEN + num_tokens]))
     if end is None:

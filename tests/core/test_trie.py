@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_batched_calls_are_the_single_ones(catalog: Catalog, data: st.DataObject
     assert after.tolist() == [trie.advance(s, t) for s, t in zip(states, tokens, strict=True)]
     values, indptr = trie.next_tokens_batch(states)
     assert indptr[0] == 0
-    assert [values[a:b].tolist() for a, b in zip(indptr[:-1], indptr[1:], strict=True)] == [
+    assert [values[a:b].tolist() for a, b in itertools.pairwise(indptr)] == [
         trie.next_tokens(state).tolist() for state in states
     ]
 
@@ -88,7 +89,7 @@ def test_to_sequences_gives_the_catalog_back(catalog: Catalog):
     trie, oracle = catalog.build(), catalog.oracle()
     values, indptr, item_ids, item_indptr = trie.to_sequences()
     assert [a.dtype for a in (values, indptr, item_ids, item_indptr)] == [np.int32, np.int64, np.int64, np.int64]
-    rows = [tuple(values[a:b].tolist()) for a, b in zip(indptr[:-1], indptr[1:], strict=True)]
+    rows = [tuple(values[a:b].tolist()) for a, b in itertools.pairwise(indptr)]
     items = [item_ids[a:b].tolist() for a, b in zip(item_indptr[:-1], item_indptr[1:], strict=True)]
     assert rows == oracle.sequences
     assert items == [sorted(oracle.items[row]) for row in rows]
@@ -138,7 +139,7 @@ def test_token_states(catalog: Catalog, data: st.DataObject):
     item = st.sampled_from(oracle.sequences).flatmap(lambda s: st.integers(0, len(s)).map(lambda n: list(s[:n])))
     junk = st.lists(st.integers(-1, catalog.vocab_size), max_size=2)
     parts = st.lists(st.one_of(item, item.map(lambda s: [BEGIN, *s]), junk, st.just([-100])), max_size=6)
-    rows = [sum(data.draw(parts), []) for _ in range(data.draw(st.integers(1, 4)))]
+    rows = [list(itertools.chain.from_iterable(data.draw(parts))) for _ in range(data.draw(st.integers(1, 4)))]
     length = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
     rows = [row + [-100] * (length - len(row)) for row in rows]
 
@@ -292,9 +293,7 @@ def test_edges_of_every_width(num_tokens: int, length: int, edge_bytes: int, tmp
     expected = saved_bytes(trie, tmp_path)
     order = rng.permutation(len(rows))
     for threads in (1, 5):
-        other = TokenTrie.from_sequences(
-            rows[order], vocab_size=4 * num_tokens, item_ids=order, num_threads=threads
-        )
+        other = TokenTrie.from_sequences(rows[order], vocab_size=4 * num_tokens, item_ids=order, num_threads=threads)
         assert saved_bytes(other, tmp_path) == expected
 
 
@@ -305,10 +304,10 @@ def test_long_rows_and_shared_stems():
     rows = []
     for _ in range(200):
         row = stem[: rng.choice([1, 10, 699, 700])] + [rng.randrange(5, 3000) for _ in range(rng.randrange(3))]
-        rows += [row, row + [rng.randrange(5, 8)]]
+        rows += [row, [*row, rng.randrange(5, 8)]]
     trie, oracle = TokenTrie.from_sequences(rows, vocab_size=3000, end_token_id=1), Oracle(rows, 1)
     values, indptr, _, _ = trie.to_sequences()
-    assert [tuple(values[a:b]) for a, b in zip(indptr[:-1], indptr[1:], strict=True)] == oracle.sequences
+    assert [tuple(values[a:b]) for a, b in itertools.pairwise(indptr)] == oracle.sequences
     for sequence in oracle.sequences[::20]:
         assert trie.resolve(sequence).tolist() == oracle.resolve(sequence)
     for length in (0, 1, 9, 10, 11, 350, 699, 700):

@@ -50,8 +50,7 @@ def unscaled_scores(output: Any, start: int, length_penalty: float) -> list[floa
     """Each row's score before it was divided by its length to the power of the penalty."""
     lengths = [len(up_to_end(row, start) or row[start:]) for row in output.sequences]
     return [
-        score * length**length_penalty
-        for score, length in zip(output.sequences_scores.tolist(), lengths, strict=True)
+        score * length**length_penalty for score, length in zip(output.sequences_scores.tolist(), lengths, strict=True)
     ]
 
 
@@ -181,9 +180,7 @@ def score_of(
 def test_enough_beams_rank_the_whole_catalog(kind: str, renormalize: bool) -> None:
     model, random = tiny_model(kind, 1), np.random.default_rng(7)
     for _ in range(4):
-        rows = [
-            random.integers(FIRST_TOKEN, FIRST_TOKEN + 3, random.integers(1, 6)).tolist() for _ in range(10)
-        ]
+        rows = [random.integers(FIRST_TOKEN, FIRST_TOKEN + 3, random.integers(1, 6)).tolist() for _ in range(10)]
         prompts = [random.integers(FIRST_TOKEN, VOCAB_SIZE, n).tolist() for n in (2, 5)]
         trie = gentrie.TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
         inputs = left_padded(prompts)
@@ -201,9 +198,7 @@ def test_enough_beams_rank_the_whole_catalog(kind: str, renormalize: bool) -> No
         )
         rules = DictRules(catalog_of(rows, END), {END})
         for i, prompt in enumerate(prompts):
-            expected = {
-                title: score_of(model, prompt, title, rules, renormalize) for title in rules.catalog
-            }
+            expected = {title: score_of(model, prompt, title, rules, renormalize) for title in rules.catalog}
             found = [up_to_end(row, start) for row in output.sequences[i * count : (i + 1) * count]]
             scores = output.sequences_scores[i * count : (i + 1) * count].tolist()
             assert set(found) == set(expected)
@@ -289,9 +284,7 @@ def test_one_processor_serves_many_generate_calls() -> None:
         if call % 3:
             options |= {"num_beams": 1 + call, "num_return_sequences": 2}
         ours = run(model, inputs, logits_processor=[shared], **options)
-        fresh = run(
-            model, inputs, logits_processor=[TrieLogitsProcessor(trie, prompt_length=start)], **options
-        )
+        fresh = run(model, inputs, logits_processor=[TrieLogitsProcessor(trie, prompt_length=start)], **options)
         assert torch.equal(ours.sequences, fresh.sequences)
         assert all(up_to_end(row, start) in catalog for row in ours.sequences[:: 2 if call % 3 else 1])
 

@@ -28,9 +28,7 @@ from gentrie.generation import TrieLogitsProcessor
 VOCAB_SIZE = 12
 CONTROL = ControlTokens(begin=8, end=9, eos=10, decoy=11)
 
-titles_of_a_catalog = st.lists(
-    st.lists(st.integers(0, 7), min_size=1, max_size=4).map(tuple), min_size=1, max_size=12
-)
+titles_of_a_catalog = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=4).map(tuple), min_size=1, max_size=12)
 
 
 @st.composite
@@ -79,9 +77,7 @@ def test_published_approach_allows_what_gentrie_allows(
         end_token_id=CONTROL.end,
         eos_token_id=CONTROL.eos,
     )
-    ours = TrieLogitsProcessor(
-        _trie(titles), begin_token_id=CONTROL.begin, eos_token_id=CONTROL.eos, unique="item"
-    )
+    ours = TrieLogitsProcessor(_trie(titles), begin_token_id=CONTROL.begin, eos_token_id=CONTROL.eos, unique="item")
     history = [0, *history]
     assert _allowed(PublishedProcessor(lookup), history) == _allowed(ours, history)
 

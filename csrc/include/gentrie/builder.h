@@ -13,9 +13,9 @@ namespace gentrie {
 /// values[r * length .. (r + 1) * length).
 struct SequenceSource {
   const void* values = nullptr;
-  std::uint32_t value_bytes = 8;           ///< 4: int32, 8: int64
-  const std::int64_t* indptr = nullptr;    ///< [num_rows + 1], ascending from 0
-  std::uint64_t length = 0;                ///< tokens a row where indptr is null
+  std::uint32_t value_bytes = 8;         ///< 4: int32, 8: int64
+  const std::int64_t* indptr = nullptr;  ///< [num_rows + 1], ascending from 0
+  std::uint64_t length = 0;              ///< tokens a row where indptr is null
   std::uint64_t num_rows = 0;
   std::uint64_t num_values = 0;
   const std::int64_t* item_ids = nullptr;  ///< [num_rows]; null: the row number

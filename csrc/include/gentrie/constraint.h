@@ -47,7 +47,8 @@ struct Cursor {
   std::vector<Spent> spent;  ///< ascending by leaf; kept up only where unique is asked for
 };
 
-/// The rules for one history: a trie, the control tokens, a filter. Immutable; a Cursor is moved by one thread at a time.
+/// The rules for one history: a trie, the control tokens, a filter. Immutable; a Cursor is moved by one thread at a
+/// time.
 class Constraint {
  public:
   /// \throws std::invalid_argument for control tokens outside the vocabulary or inside the catalog's sequences.

@@ -9,8 +9,8 @@
 
 namespace gentrie {
 
-/// Which items of one trie may be given: a bitmap over the leaves (a leaf is allowed if any of its items is) with a rank
-/// directory, so that the allowed sequences below any edge are counted in O(1). Immutable.
+/// Which items of one trie may be given: a bitmap over the leaves (a leaf is allowed if any of its items is) with a
+/// rank directory, so that the allowed sequences below any edge are counted in O(1). Immutable.
 class ItemFilter {
  public:
   /// Allows the listed item ids; ids that the catalog does not hold are ignored.

@@ -22,9 +22,7 @@ struct PackedView {
   }
 
   /// Words that `count` values take, padding included.
-  static std::uint64_t num_words(std::uint64_t count, std::uint32_t bits) {
-    return (count * bits + 31) / 32 + 2;
-  }
+  static std::uint64_t num_words(std::uint64_t count, std::uint32_t bits) { return (count * bits + 31) / 32 + 2; }
 };
 
 /// Bits needed to hold `value`.

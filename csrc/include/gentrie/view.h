@@ -50,17 +50,17 @@ struct TrieView {
   std::uint32_t edge_token_bytes = 1;
   std::uint32_t item_id_bytes = 4;
 
-  const Token* vocabulary = nullptr;            ///< [num_tokens] distinct token ids, ascending
-  const std::uint32_t* edge_indptr = nullptr;   ///< [num_nodes + 1]
-  const void* edge_tokens = nullptr;            ///< [num_edges] indices into vocabulary, 1, 2 or 4 bytes
-  RankedBitmap edge_to_node;                    ///< [num_edges] 1: leads to a node, 0: to a leaf
-  const std::uint32_t* leaf_base = nullptr;     ///< [num_nodes], see first_leaf
-  const std::uint32_t* leaf_prefix = nullptr;   ///< [num_nodes + 1], sum over earlier nodes of (leaves below - 1)
-  PackedView run_tokens;                        ///< [num_run_tokens] indices into vocabulary, target after target
-  const std::uint64_t* run_blocks = nullptr;    ///< [num_targets / 64 + 1] where each block of targets starts
-  PackedView run_offsets;                       ///< [num_targets + 1] start of each run after its block's
-  const std::uint32_t* item_indptr = nullptr;   ///< [num_leaves + 1]; nullptr: leaf i is item entry i
-  const void* item_ids = nullptr;               ///< [num_items] 4 or 8 bytes, ascending within a leaf
+  const Token* vocabulary = nullptr;           ///< [num_tokens] distinct token ids, ascending
+  const std::uint32_t* edge_indptr = nullptr;  ///< [num_nodes + 1]
+  const void* edge_tokens = nullptr;           ///< [num_edges] indices into vocabulary, 1, 2 or 4 bytes
+  RankedBitmap edge_to_node;                   ///< [num_edges] 1: leads to a node, 0: to a leaf
+  const std::uint32_t* leaf_base = nullptr;    ///< [num_nodes], see first_leaf
+  const std::uint32_t* leaf_prefix = nullptr;  ///< [num_nodes + 1], sum over earlier nodes of (leaves below - 1)
+  PackedView run_tokens;                       ///< [num_run_tokens] indices into vocabulary, target after target
+  const std::uint64_t* run_blocks = nullptr;   ///< [num_targets / 64 + 1] where each block of targets starts
+  PackedView run_offsets;                      ///< [num_targets + 1] start of each run after its block's
+  const std::uint32_t* item_indptr = nullptr;  ///< [num_leaves + 1]; nullptr: leaf i is item entry i
+  const void* item_ids = nullptr;              ///< [num_items] 4 or 8 bytes, ascending within a leaf
 
   std::uint64_t num_targets() const { return std::uint64_t{num_nodes} + num_leaves; }
 
@@ -90,9 +90,7 @@ struct TrieView {
     return end > begin ? end - begin : 0;
   }
   /// Token at `position` of all runs; `position` is bounded here.
-  Token run_token(std::uint64_t position) const {
-    return token_at(run_tokens[std::min(position, num_run_tokens)]);
-  }
+  Token run_token(std::uint64_t position) const { return token_at(run_tokens[std::min(position, num_run_tokens)]); }
   /// The next token of a state inside a run (remaining > 0).
   Token next_run_token(State state) const { return run_token(run_end(target_of(state)) - remaining_of(state)); }
 

@@ -59,9 +59,7 @@ class Toys:
             return f"{brand.name} {self._subject()} {product}"
         line, characters = stream.pick(brand.lines)
         subject = stream.pick(characters) if stream.chance(_CHARACTER_SHARE) else self._subject()
-        return (
-            f"{brand.name} {line} - {subject}" if kind < 0.50 else f"{brand.name} {line} {subject} {product}"
-        )
+        return f"{brand.name} {line} - {subject}" if kind < 0.50 else f"{brand.name} {line} {subject} {product}"
 
     def _brand(self) -> _Brand:
         stream = self._stream

@@ -85,9 +85,7 @@ def draw(
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
     if len(catalog) <= length:
-        raise ValueError(
-            f"length must be below the number of items, {len(catalog)}, to leave a target, got {length}"
-        )
+        raise ValueError(f"length must be below the number of items, {len(catalog)}, to leave a target, got {length}")
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must be between 0 and 1, got {test_share}")
     shop = _Shop(catalog.titles, Stream(seed))
@@ -107,9 +105,7 @@ class _Shop:
     def __init__(self, titles: list[str], stream: Stream) -> None:
         self._stream = stream
         by_title = sorted(range(len(titles)), key=titles.__getitem__)
-        self._groups = [
-            list(group) for _, group in groupby(by_title, key=lambda row: titles[row].split(" ")[0])
-        ]
+        self._groups = [list(group) for _, group in groupby(by_title, key=lambda row: titles[row].split(" ")[0])]
         self._place = [(0, 0)] * len(titles)
         for number, group in enumerate(self._groups):
             for position, row in enumerate(group):

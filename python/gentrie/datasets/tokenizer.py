@@ -46,9 +46,7 @@ def train(titles: Sequence[str], vocab_size: int = VOCAB_SIZE, *, progress: bool
     """
     smallest = len(_SPECIAL_TOKENS) + _NUM_BYTES
     if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size must be at least {smallest}, the special tokens and all bytes, got {vocab_size}"
-        )
+        raise ValueError(f"vocab_size must be at least {smallest}, the special tokens and all bytes, got {vocab_size}")
     tokenizers = require("tokenizers", extra="hf")
     byte_level = tokenizers.pre_tokenizers.ByteLevel
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())

@@ -1,5 +1,0 @@
-"""``gentrie demo``."""
-
-
-def demo() -> None:
-    """See it work."""
