@@ -141,17 +141,17 @@ def bitmask(mask: object, vocab_size: int) -> tuple[int, int, int, int]:
     """
     if is_tensor(mask) and mask.is_cpu and mask.dim() == 2 and mask.dtype is sys.modules["torch"].int32:
         batch, words = mask.shape
-        if words * 32 >= vocab_size and (mask.is_contiguous() or mask.stride(1) == 1):
-            return mask.data_ptr(), batch, words, mask.stride(0)
+        if words * 32 >= vocab_size:
+            if mask.is_contiguous():
+                return mask.data_ptr(), batch, words, words
+            if mask.stride(1) == 1:
+                return mask.data_ptr(), batch, words, mask.stride(0)
     _refuse_bitmask(mask, vocab_size)
 
 
 def row_indices(name: str, value: object, count: int | None, num_rows: int) -> Int64Array:
     """Row numbers in [0, num_rows): ``value``, or 0, 1, ... where it is None."""
-    if value is None:
-        rows = np.arange(num_rows if count is None else count, dtype=np.int64)
-    else:
-        rows = token_row(name, value)
+    rows = np.arange(num_rows if count is None else count) if value is None else token_row(name, value)
     if count is not None and rows.size != count:
         raise ValueError(f"{name} has {rows.size} entries, expected {count}")
     for i in np.flatnonzero((rows < 0) | (rows >= num_rows))[:1]:

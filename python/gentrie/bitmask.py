@@ -1,4 +1,4 @@
-"""Token bitmasks in XGrammar's layout: int32 [batch, ceil(vocab_size / 32)], bit t % 32 of word t // 32, 1 = allowed."""
+"""Token bitmasks in XGrammar's layout: int32 [batch, ceil(vocab_size / 32)], 1 = allowed, token t in bit t % 32."""
 
 from __future__ import annotations
 

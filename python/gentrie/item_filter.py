@@ -29,6 +29,8 @@ def make_filter(trie: TokenTrie, item_filter: Any) -> _core.ItemFilter | None:
     if isinstance(item_filter, set | frozenset | range):
         item_filter = list(item_filter)
     array = np.asarray(item_filter)
+    if array.size == 0 and not isinstance(item_filter, np.ndarray):
+        array = array.astype(np.int64)  # an empty list has no dtype of its own
     if array.ndim != 1:
         raise ValueError(f"item_filter has shape {array.shape}, expected one dimension")
     if array.dtype == np.bool_:

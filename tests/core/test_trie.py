@@ -90,7 +90,7 @@ def test_to_sequences_gives_the_catalog_back(catalog: Catalog):
     values, indptr, item_ids, item_indptr = trie.to_sequences()
     assert [a.dtype for a in (values, indptr, item_ids, item_indptr)] == [np.int32, np.int64, np.int64, np.int64]
     rows = [tuple(values[a:b].tolist()) for a, b in itertools.pairwise(indptr)]
-    items = [item_ids[a:b].tolist() for a, b in zip(item_indptr[:-1], item_indptr[1:], strict=True)]
+    items = [item_ids[a:b].tolist() for a, b in itertools.pairwise(item_indptr)]
     assert rows == oracle.sequences
     assert items == [sorted(oracle.items[row]) for row in rows]
 

@@ -65,7 +65,7 @@ def tiny_model(kind: str, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> PreTra
                 d_model=16,
                 d_kv=8,
                 d_ff=32,
-                num_layers=1,
+                num_layers=2,
                 num_decoder_layers=2,
                 num_heads=2,
                 initializer_factor=3.0,
@@ -93,7 +93,7 @@ class ScriptedModel(PreTrainedModel, GenerationMixin):
         self._device_marker = torch.nn.Parameter(torch.zeros(1))
         self.generation_config.use_cache = False
 
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> CausalLMOutput:
         return CausalLMOutput(logits=self._logits(input_ids)[:, None])
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
