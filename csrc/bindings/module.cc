@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "bindings.h"
 #include "gentrie/builder.h"
 #include "gentrie/types.h"
@@ -12,7 +14,12 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
     try {
       if (pending) std::rethrow_exception(pending);
     } catch (const gentrie::FormatError& error) {
-      PyErr_SetString(PyExc_ValueError, error.what());
+      // A damaged file's own words may be anything.
+      PyErr_SetObject(
+          PyExc_ValueError,
+          py::reinterpret_steal<py::object>(
+              PyUnicode_DecodeUTF8(error.what(), static_cast<py::ssize_t>(std::strlen(error.what())), "replace"))
+              .ptr());
     } catch (const gentrie::IoError& error) {
       PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code(), error.what()).ptr());
     }

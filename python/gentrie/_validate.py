@@ -224,12 +224,15 @@ def _ragged(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], Int64Array]:
     if values.size == 0:
         values = values.astype(np.int64)
     if values.dtype.kind != "i" or values.ndim != 1:
-        _refuse_first_bad_row(rows)
+        values = np.array(_checked_tokens(rows), dtype=np.int64)
     return values.astype(np.int64, copy=False), indptr
 
 
-def _refuse_first_bad_row(rows: Sequence[Any]) -> None:
-    for i, row in enumerate(rows):
-        for position, token in enumerate(row):
-            integer(f"sequences[{i}][{position}]", token, -(2**63), 2**63 - 1)
-    raise TypeError("sequences is not made of rows of integers")
+def _checked_tokens(rows: Sequence[Any]) -> list[int]:
+    """One by one, for rows of mixed or unsigned integers and for those that hold something else, which is named."""
+    least, greatest = -(2**63), 2**63 - 1
+    return [
+        integer(f"sequences[{i}][{position}]", token, least, greatest)
+        for i, row in enumerate(rows)
+        for position, token in enumerate(row)
+    ]

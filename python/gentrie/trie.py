@@ -431,14 +431,14 @@ class TokenTrie:
         ids = _validate.int64_array("token_ids", token_ids)
         if ids.ndim == 0:
             raise ValueError("token_ids has shape (), expected [..., T]")
-        rows = ids.reshape(-1, ids.shape[-1])
+        rows = ids.reshape(int(np.prod(ids.shape[:-1])), ids.shape[-1])
         begin = _validate.optional_token("begin_token_id", begin_token_id, self.vocab_size)
         if begin >= 0 and start is not None:
             raise ValueError(f"begin_token_id={begin} and start={start!r}: give one of the two")
         starts: npt.NDArray[np.int64] | None = None
         if begin < 0:
             if start is None:
-                starts = np.where((rows >= 0).any(axis=1), (rows >= 0).argmax(axis=1), rows.shape[1])
+                starts = np.cumprod(rows < 0, axis=1, dtype=np.int64).sum(axis=1)  # negative ones at the front
             else:
                 given = _validate.int64_array("start", start)
                 if given.ndim > 0 and given.shape != ids.shape[:-1]:

@@ -96,7 +96,11 @@ struct TrieView {
 
   // --- Tokens and edges -----------------------------------------------------------------------------------------
 
-  Token token_at(std::uint32_t index) const { return vocabulary[std::min(index, num_tokens - 1)]; }
+  /// Bounded on both sides: what it returns indexes logits and bitmasks.
+  Token token_at(std::uint32_t index) const {
+    const auto token = static_cast<std::uint32_t>(vocabulary[std::min(index, num_tokens - 1)]);
+    return static_cast<Token>(std::min(token, static_cast<std::uint32_t>(vocab_size - 1)));
+  }
 
   /// Index of `token` in the vocabulary, or num_tokens if the catalog does not use it.
   std::uint32_t index_of(Token token) const {

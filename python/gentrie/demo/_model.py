@@ -13,15 +13,17 @@ from gentrie._optional import require
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
+# Sizes and rates at which copying from the history is learnt within half a minute on two cores.
 _HIDDEN, _LAYERS, _HEADS = 128, 2, 4
-_BATCH = 16
-_LEARNING_RATE = 3e-3
+_INITIAL_SCALE = 0.04
+_BATCH = 8
+_LEARNING_RATE = 5e-3
 _WARM_UP_SHARE = 0.1
 _IGNORED = -100
 
 
 def build(vocab_size: int, pad_id: int, bos_id: int, eos_id: int) -> LlamaForCausalLM:
-    """Return a Llama of about a million parameters with random weights."""
+    """Return a Llama of about half a million parameters with random weights."""
     transformers = require("transformers", extra="demo")
     config = transformers.LlamaConfig(
         vocab_size=vocab_size,
@@ -31,6 +33,7 @@ def build(vocab_size: int, pad_id: int, bos_id: int, eos_id: int) -> LlamaForCau
         num_attention_heads=_HEADS,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
+        initializer_range=_INITIAL_SCALE,
         pad_token_id=pad_id,
         bos_token_id=bos_id,
         eos_token_id=eos_id,
@@ -92,7 +95,7 @@ def train(
             losses.append(float(loss.detach()))
             done += 1
             on_step(done, steps)
-    model.eval()
+    model.train(False)
     return float(np.mean(losses))
 
 
