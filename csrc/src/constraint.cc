@@ -37,7 +37,10 @@ Constraint::Constraint(std::shared_ptr<const Trie> trie, ConstraintOptions optio
   } else if (options_.eos_tokens.empty() && view().end_token != kNoToken) {
     options_.eos_tokens.push_back(view().end_token);
   }
-  for (const Token token : options_.eos_tokens) {
+  std::vector<Token>& eos = options_.eos_tokens;
+  std::sort(eos.begin(), eos.end());
+  eos.erase(std::unique(eos.begin(), eos.end()), eos.end());
+  for (const Token token : eos) {
     check_control_token(view(), "eos_token_id", token);
     if (is_triggered() && (token == view().end_token || token == options_.begin_token)) {
       throw std::invalid_argument("eos_token_id=" + std::to_string(token) + " is the " +
@@ -90,7 +93,8 @@ void Constraint::complete(Cursor* cursor) const {
 }
 
 bool Constraint::allows(const Cursor& cursor, Token token) const {
-  if (token < 0 || token >= view().vocab_size || cursor.finished || cursor.state == kOffTrie) return false;
+  if (token < 0 || token >= view().vocab_size || cursor.state == kOffTrie) return false;
+  if (cursor.finished) return is_eos(token);
   if (cursor.state == kFreeText) {
     return token != options_.begin_token || num_left(cursor, view().leaves_below(kRoot)) > 0;
   }
@@ -129,7 +133,8 @@ Verdict Constraint::allowed(const Cursor& cursor, std::vector<Token>* tokens) co
 void Constraint::forced(const Cursor& cursor, std::vector<Token>* tokens) const {
   Cursor ahead = cursor;
   std::vector<Token> next;
-  while (ahead.state >= 0 && !ahead.finished && !is_complete(ahead)) {
+  const std::size_t longest = tokens->size() + view().max_depth;  // a damaged trie may lead in circles
+  while (ahead.state >= 0 && !ahead.finished && !is_complete(ahead) && tokens->size() < longest) {
     next.clear();
     if (allowed(ahead, &next) != Verdict::kItem || next.size() != 1) return;
     tokens->push_back(next[0]);

@@ -147,9 +147,9 @@ class Reader {
     } catch (const FormatError& error) {
       fail(error.what());
     }
+    is_as_written_ = write_safetensors_header(parsed_) == std::string(data_ + 8, length);
     body_ = data_ + 8 + length;
     body_size_ = size_ - 8 - length;
-    is_aligned_ = (8 + length) % 64 == 0;
   }
 
   const std::string& own(const std::string& key) const {
@@ -177,7 +177,7 @@ class Reader {
            std::to_string(kFormatVersion));
     }
     if (own(kHeaderChecksumKey) != header_checksum(parsed_.metadata)) fail("the header was altered");
-    if (!is_aligned_) fail("the header was altered: the arrays are not aligned");
+    if (!is_as_written_) fail("the header was altered: it is not as this library writes it");
   }
 
   void read_arrays() {
@@ -264,7 +264,7 @@ class Reader {
   SafetensorsHeader parsed_;
   const char* body_ = nullptr;
   std::uint64_t body_size_ = 0;
-  bool is_aligned_ = false;
+  bool is_as_written_ = false;
 };
 
 /// What the arrays of a sound trie say of each other; the first contradiction, or nothing.

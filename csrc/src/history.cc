@@ -54,7 +54,11 @@ void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& r
 
 }  // namespace
 
-bool AllowedRows::is_open() const { return num_dead() == 0 && first_closed() == verdicts.size(); }
+bool AllowedRows::is_open() const {
+  return first_closed() == verdicts.size() && std::none_of(verdicts.begin(), verdicts.end(), [](Verdict verdict) {
+           return verdict == Verdict::kDead || verdict == Verdict::kEmptied;
+         });
+}
 
 std::uint64_t AllowedRows::num_dead() const {
   return static_cast<std::uint64_t>(std::count(verdicts.begin(), verdicts.end(), Verdict::kDead));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 Int64Array = npt.NDArray[np.int64]
-_INT32_MAX = np.iinfo(np.int32).max
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
@@ -35,6 +35,24 @@ def integer(name: str, value: object, low: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(f"{name}={number} is outside [{low}, {high}]")
     return number
+
+
+def state(value: object) -> int:
+    """A state as an int; whether it is one of a trie's is for the core to say."""
+    return value if type(value) is int and -2 <= value < 2**63 else integer("state", value, -2, 2**63 - 1)
+
+
+def token(value: object) -> int:
+    """A token id as an int; one outside the vocabulary matches nothing."""
+    return value if type(value) is int and abs(value) < 2**63 else integer("token", value, -(2**63), 2**63 - 1)
+
+
+def path(value: str | os.PathLike[str]) -> bytes:
+    """A file name as the operating system wants it."""
+    name = os.fsencode(value)
+    if b"\0" in name:
+        raise ValueError(f"path={value!r} holds a null character")
+    return name
 
 
 def optional_token(name: str, value: object, vocab_size: int) -> int:
@@ -207,8 +225,9 @@ def _token_values(name: str, value: object) -> npt.NDArray[Any]:
         return np.ascontiguousarray(array)
     if array.dtype.itemsize < 4:
         return np.ascontiguousarray(array, dtype=np.int32)
-    if array.dtype.kind == "u" and array.size > 0 and int(array.max()) > _INT32_MAX:
-        raise ValueError(f"{name} holds token {int(array.max())}, more than a token id can be")
+    if array.dtype == np.uint64 and array.size > 0 and int(array.max()) > np.iinfo(np.int64).max:
+        row = np.unravel_index(int(array.argmax()), array.shape)[0]
+        raise ValueError(f"{name}[{row}] holds token {int(array.max())}, more than a token id can be")
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
@@ -220,10 +239,11 @@ def _ragged(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], Int64Array]:
         except TypeError:
             raise TypeError(f"sequences[{i}] is a {type(row).__name__}, expected a row of token ids") from None
     indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-    values = np.array(list(chain.from_iterable(rows)))
+    tokens = list(chain.from_iterable(rows))
+    values = np.array(tokens)
     if values.size == 0:
         values = values.astype(np.int64)
-    if values.dtype.kind != "i" or values.ndim != 1:
+    if values.dtype.kind != "i" or values.ndim != 1 or bool in set(map(type, tokens)):
         values = np.array(_checked_tokens(rows), dtype=np.int64)
     return values.astype(np.int64, copy=False), indptr
 

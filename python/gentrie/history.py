@@ -56,7 +56,8 @@ class HistoryRules:
             )
         self.trie = trie
         self.on_dead: str = _validate.choice("on_dead", on_dead, ("eos", "error", "mask"))
-        if begin_token_id is not None and eos_token_id is None and (unique is not False or on_dead == "eos"):
+        no_eos = not _validate.tokens_of("eos_token_id", eos_token_id, trie.vocab_size)
+        if begin_token_id is not None and no_eos and (unique is not False or on_dead == "eos"):
             raise ValueError(
                 "eos_token_id is missing: with begin_token_id it says where a turn ends, which unique and "
                 "on_dead='eos' need; give the model's, model.generation_config.eos_token_id"
@@ -69,30 +70,37 @@ class HistoryRules:
         self._reader = _core.HistoryReader(constraints, _after(after, trie.vocab_size), on_dead == "mask")
 
     def allowed(self, input_ids: torch.Tensor) -> _core.AllowedRows:
-        """What each row of int64 [batch, length] on the CPU may go on with.
+        """What each row of [batch, length] on the CPU may go on with.
 
         Raises
         ------
         ValueError
-            If every row has left the trie, or any under ``on_dead="error"``; if a row holds no ``after``; if a
-            prompt length exceeds the history; if a complete response may not end because no token says how.
+            If every row has left the trie; if any has or is emptied, under ``on_dead="error"``; if a row holds no
+            ``after``; if a prompt length exceeds the history; if a complete response may not end because no token
+            says how.
         """
-        ids = input_ids
-        if ids.dtype is not sys.modules["torch"].int64 or not ids.is_contiguous():
-            ids = ids.long().contiguous()
-        rows, length = ids.shape
-        allowed = self._reader.allowed(ids.data_ptr(), rows, length, self._prompt_lengths)
-        if not allowed.is_open and self.on_dead != "mask":
-            self._refuse(allowed, ids)
+        allowed, ids = self._read(self._reader, input_ids, self._prompt_lengths)
+        if not allowed.is_open:
+            if self.on_dead == "eos" and allowed.num_dead == len(ids):
+                self._refuse_row(allowed, ids, _core.Verdict.DEAD)
+            self._refuse_closed(allowed, ids)
         return allowed
 
     def allowed_list(self, batch_id: int, input_ids: torch.Tensor) -> list[int]:
-        """``prefix_allowed_tokens_fn`` of ``transformers``: one history [length], the allowed ids as a list."""
-        if self._reader.num_constraints > 1 or (self._prompt_lengths is not None and self._prompt_lengths.size > 1):
-            # `transformers` gives the prompt's number, so that rows of a batch may differ.
-            allowed = self._row(batch_id).allowed(input_ids.cpu().reshape(1, -1))
-        else:
-            allowed = self.allowed(input_ids.cpu().reshape(1, -1))
+        """``prefix_allowed_tokens_fn`` of ``transformers``: one history [length], the allowed ids as a list.
+
+        ``batch_id`` is the prompt's number. One history cannot tell a beam that fills up from a mistake, so that a
+        history that has left the trie raises under ``on_dead="error"`` only.
+        """
+        reader, lengths = self._reader, self._prompt_lengths
+        if reader.num_constraints > 1:
+            reader = reader.row(_validate.integer("batch_id", batch_id, 0, reader.num_constraints - 1))
+        if lengths is not None and lengths.size > 1:
+            row = _validate.integer("batch_id", batch_id, 0, lengths.size - 1)
+            lengths = lengths[row : row + 1]
+        allowed, ids = self._read(reader, input_ids.cpu().reshape(1, -1), lengths)
+        if not allowed.is_open:
+            self._refuse_closed(allowed, ids)
         verdict = allowed.verdicts[0]
         if verdict > _core.Verdict.FREE_NO_BEGIN:
             tokens: list[int] = allowed.tokens(0).tolist()
@@ -102,28 +110,37 @@ class HistoryRules:
             del every[self.begin_token_id]
         return every
 
-    def _row(self, row: int) -> HistoryRules:
-        """The rules of one prompt of the batch."""
-        rules = object.__new__(HistoryRules)
-        rules.__dict__.update(self.__dict__)
-        rules._reader = self._reader.row(row)
-        if self._prompt_lengths is not None and self._prompt_lengths.size > 1:
-            rules._prompt_lengths = self._prompt_lengths[row : row + 1]
-        return rules
+    @staticmethod
+    def _read(
+        reader: _core.HistoryReader, input_ids: torch.Tensor, prompt_lengths: npt.NDArray[np.int64] | None
+    ) -> tuple[_core.AllowedRows, torch.Tensor]:
+        ids = input_ids
+        if ids.dtype is not sys.modules["torch"].int64 or not ids.is_contiguous():
+            ids = ids.long().contiguous()
+        rows, length = ids.shape
+        return reader.allowed(ids.data_ptr(), rows, length, prompt_lengths), ids
 
-    def _refuse(self, allowed: _core.AllowedRows, ids: torch.Tensor) -> None:
-        num_dead, rows = allowed.num_dead, len(ids)
-        if num_dead == rows or (num_dead and self.on_dead == "error"):
-            row = int(np.flatnonzero(allowed.verdicts == _core.Verdict.DEAD)[0])
-            raise ValueError(
-                f"input_ids[{row}] has left the trie, as have {num_dead} of {rows} rows; its last tokens are "
-                f"{ids[row, -_TOKENS_SHOWN:].tolist()}. Check where items begin (begin_token_id, prompt_length, "
-                "after) and that prompt and catalog were made with the same tokenizer and context"
-            )
-        if allowed.first_closed < rows:
+    def _refuse_closed(self, allowed: _core.AllowedRows, ids: torch.Tensor) -> None:
+        if self.on_dead == "error":
+            for verdict in (_core.Verdict.DEAD, _core.Verdict.EMPTIED):
+                self._refuse_row(allowed, ids, verdict)
+        if self.on_dead != "mask" and allowed.first_closed < len(ids):
             raise ValueError(
                 f"row {allowed.first_closed} may not go on and no token says how to end it: give eos_token_id, or "
                 f"stop at max_new_tokens={self.trie.max_depth}"
+            )
+
+    @staticmethod
+    def _refuse_row(allowed: _core.AllowedRows, ids: torch.Tensor, verdict: _core.Verdict) -> None:
+        """Name the first row of this kind, if there is one."""
+        for row in np.flatnonzero(allowed.verdicts == verdict)[:1]:
+            tail = f"its last tokens are {ids[row, -_TOKENS_SHOWN:].tolist()}"
+            if verdict == _core.Verdict.EMPTIED:
+                raise ValueError(f"input_ids[{row}]: item_filter and earlier items leave nothing to give; {tail}")
+            raise ValueError(
+                f"input_ids[{row}] has left the trie, as have {allowed.num_dead} of {len(ids)} rows; {tail}. Check "
+                "where items begin (begin_token_id, prompt_length, after) and that prompt and catalog were made with "
+                "the same tokenizer and context"
             )
 
 

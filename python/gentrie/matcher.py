@@ -88,7 +88,7 @@ class TrieMatcher:
 
     def accept_token(self, token: int) -> bool:
         """Take ``token`` if it is allowed; otherwise change nothing and return False."""
-        return self._core.accept_token(token)
+        return self._core.accept_token(_validate.token(token))
 
     def accept_tokens(self, tokens: Sequence[int] | npt.NDArray[Any]) -> bool:
         """Take all of ``tokens``, or none and return False."""

@@ -162,6 +162,7 @@ class TokenTrie:
         rows = _validate.int64_array("codes", codes)
         if rows.ndim != 2:
             raise ValueError(f"codes has shape {rows.shape}, expected [N, L]")
+        vocab_size = _validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
         length = rows.shape[1]
         offsets: npt.NDArray[np.int64]
         if isinstance(token_ids, tuple) and len(token_ids) == 2 and not np.ndim(token_ids[0]):
@@ -213,7 +214,7 @@ class TokenTrie:
         ValueError, TypeError
             For metadata that is not str to str or uses keys beginning with ``gentrie.``.
         """
-        self._core.save(os.fspath(path), {**self._metadata, **_validate.string_map("metadata", metadata)})
+        self._core.save(_validate.path(path), {**self._metadata, **_validate.string_map("metadata", metadata)})
 
     @classmethod
     def load(
@@ -244,7 +245,7 @@ class TokenTrie:
             If it is not a gentrie file, truncated, altered, of another format version, or lacks what ``require``
             asks for.
         """
-        trie = cls(_core.Trie.load(os.fspath(path), verify))
+        trie = cls(_core.Trie.load(_validate.path(path), verify))
         for key, value in _validate.string_map("require", require).items():
             if trie._metadata.get(key) != value:
                 raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")
@@ -355,15 +356,15 @@ class TokenTrie:
         ValueError
             If ``state`` is not one of this trie's (so for every lookup by state).
         """
-        return self._core.next_tokens(state)
+        return self._core.next_tokens(_validate.state(state))
 
     def advance(self, state: int, token: int) -> int:
         """State after ``token``: -1 where it is not valid; negative states stay as they are."""
-        return self._core.advance(state, token)
+        return self._core.advance(_validate.state(state), _validate.token(token))
 
     def walk(self, tokens: Sequence[int] | npt.NDArray[Any], state: int = 0) -> int:
         """State after several tokens."""
-        return self._core.walk(_validate.token_row("tokens", tokens), state)
+        return self._core.walk(_validate.token_row("tokens", tokens), _validate.state(state))
 
     def next_tokens_batch(
         self, states: Sequence[int] | npt.NDArray[Any]
@@ -386,19 +387,19 @@ class TokenTrie:
 
     def forced_tokens(self, state: int) -> npt.NDArray[np.int32]:
         """Tokens that are the only continuation, one after the other, up to a branch or the sequence's end; int32."""
-        return self._core.forced_tokens(state)
+        return self._core.forced_tokens(_validate.state(state))
 
     def is_leaf(self, state: int) -> bool:
         """Whether ``state`` is the end of a complete sequence."""
-        return self._core.is_leaf(state)
+        return self._core.is_leaf(_validate.state(state))
 
     def num_sequences_below(self, state: int) -> int:
         """Distinct sequences that ``state`` can still reach; 0 for negative states."""
-        return self._core.num_sequences_below(state)
+        return self._core.num_sequences_below(_validate.state(state))
 
     def items_below(self, state: int) -> npt.NDArray[np.int64]:
         """Items that ``state`` can still reach, by sequence in lexicographic order, then by id; int64."""
-        return self._core.items_below(state)
+        return self._core.items_below(_validate.state(state))
 
     def resolve(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Items of one complete sequence, its end token optional; int64, empty if the catalog lacks it."""
@@ -441,6 +442,8 @@ class TokenTrie:
                 starts = np.cumprod(rows < 0, axis=1, dtype=np.int64).sum(axis=1)  # negative ones at the front
             else:
                 given = _validate.int64_array("start", start)
+                for row in np.flatnonzero(given < 0)[:1]:
+                    raise ValueError(f"start[{row}]={given.flat[row]} is negative")
                 if given.ndim > 0 and given.shape != ids.shape[:-1]:
                     raise ValueError(f"start has shape {given.shape}, expected {ids.shape[:-1]} or one int")
                 starts = np.ascontiguousarray(np.broadcast_to(given.reshape(-1), (rows.shape[0],)))

@@ -83,15 +83,16 @@ def test_masks_by_definition(case: Case, data: st.DataObject, dtype: torch.dtype
 
     hook = case.trie.as_prefix_allowed_tokens_fn(**case.arguments, **where)
     for row, tokens in enumerate(allowed):
-        if places[row] == "dead":
-            with pytest.raises(ValueError, match="left the trie"):
-                hook(row, ids[row])
-        else:
-            assert sorted(hook(row, ids[row])) == sorted(tokens)
+        assert sorted(hook(row, ids[row])) == sorted(tokens)
 
+    strict = TrieLogitsProcessor(case.trie, **case.arguments, **where, on_dead="error")
+    emptied = [row for row, tokens in enumerate(allowed) if places[row] == "item" and tokens == case.rules.eos]
     if "dead" in places:
         with pytest.raises(ValueError, match=rf"input_ids\[{places.index('dead')}\] has left the trie"):
-            TrieLogitsProcessor(case.trie, **case.arguments, **where, on_dead="error")(ids, scores)
+            strict(ids, scores)
+    elif emptied:
+        with pytest.raises(ValueError, match=rf"input_ids\[{emptied[0]}\].*leave nothing"):
+            strict(ids, scores)
     closed = TrieLogitsProcessor(case.trie, **case.arguments, **where, on_dead="mask")(ids, scores)
     for row, place in enumerate(places):
         if place == "dead":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DemoResult", "ListStatistics", "render", "run"]
 
 _CATALOG = "steam"
-_VOCAB_SIZE = 1024
+_VOCAB_SIZE = 2048
 _HISTORY = 10
 _LIST_LENGTH = 5
 _FEWEST_ITEMS = 50

@@ -55,8 +55,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         prompt (None: every item).
     on_dead
         What becomes of a row whose history has left the trie or that filter and earlier items have emptied:
-        ``"eos"``, it may only end; ``"mask"``, all of it is -inf; ``"error"``, it raises. Where *every* row of a call
-        has left the trie it raises in any case.
+        ``"eos"``, it may only end, and where *every* row of a call has left the trie, which is a mistake, it raises;
+        ``"mask"``, all of it is -inf; ``"error"``, it raises.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def mask_with_torch(allowed: _core.AllowedRows, begin_token_id: int, scores: tor
     rows = np.repeat(np.arange(len(verdicts)), [len(row) for row in tokens])
     at = (
         torch.from_numpy(rows).to(scores.device),
-        torch.from_numpy(np.concatenate(tokens).astype(np.int64)).to(scores.device),
+        torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *tokens])).to(scores.device),
     )
     masked[at] = scores[at]
     return masked
