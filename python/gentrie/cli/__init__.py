@@ -1,4 +1,4 @@
-"""The command line ``gentrie``: build, inspect, verify, diff, bench, collect-env.
+"""The command line ``gentrie``: build, inspect, verify, diff, demo, bench, collect-env.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 success; 1 the command failed, or found
 what it looks for (``verify``, ``diff``); 2 the command line or its input is wrong.
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from gentrie.bench.command import table_a2
 from gentrie.cli.build import build
 from gentrie.cli.collect_env import collect_env
+from gentrie.cli.demo import demo
 from gentrie.cli.diff import diff
 from gentrie.cli.inspect import inspect
 from gentrie.cli.verify import verify
@@ -74,6 +75,7 @@ app.command()(build)
 app.command()(inspect)
 app.command()(verify)
 app.command()(diff)
+app.command()(demo)
 app.command("collect-env")(collect_env)
 
 _bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run a benchmark.")

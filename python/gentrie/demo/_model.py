@@ -13,7 +13,7 @@ from gentrie._optional import require
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-# Sizes and rates at which copying from the history is learnt within half a minute on two cores.
+# Sizes and rates at which copying from the history is learnt within half a minute on one core.
 _HIDDEN, _LAYERS, _HEADS = 128, 2, 4
 _INITIAL_SCALE = 0.04
 _BATCH = 8

@@ -37,7 +37,8 @@ def render(result: DemoResult) -> Any:
 
 def _statistics(result: DemoResult) -> Any:
     table = require("rich.table", extra="demo").Table(
-        title=f"{result.list_length} items for each of {result.num_users} users, batches of {result.batch_size}"
+        title=f"{result.list_length} items for each of {result.num_users} users, batches of {result.batch_size}, "
+        "one CPU thread"
     )
     for heading in ("", "outside the catalog", "repeats", "hit rate", "tokens/s"):
         table.add_column(heading, justify="right" if heading else "left")
