@@ -56,7 +56,7 @@ def main() -> None:
         console.print(f"Without tekken: {error}")
 
     for name, tokenizer_for in tokenizers.items():
-        table = Table(title=f"Tokenizer: {name}")
+        table = Table(title=f"Tokenizer: {name}", padding=(0, 1, 0, 0), pad_edge=False)
         for heading in _HEADINGS:
             table.add_column(heading, justify="left" if heading == "titles" else "right")
         real_rows, real_size = encode(Catalog("real", real), tokenizer_for) if real else ([], 0)

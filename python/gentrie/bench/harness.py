@@ -164,7 +164,6 @@ def bars(
     *,
     panels: Mapping[str, Mapping[str, Mapping[str, Spread]]],
     title: str,
-    log_scale: Sequence[str] = (),
 ) -> None:
     """Draw grouped bars of medians, with whiskers from the lowest to the highest round, as a PNG.
 
@@ -176,8 +175,6 @@ def bars(
         Panel title, then series, then group, to the figure shown.
     title
         Title of the whole.
-    log_scale
-        Panels whose axis is logarithmic.
 
     Raises
     ------
@@ -189,7 +186,6 @@ def bars(
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -215,11 +211,6 @@ def bars(
             )
         axes.set_xticks(range(len(groups)), groups)
         axes.set_title(panel)
-        if panel in log_scale:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.grid(axis="y", which="both", alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     drawn = io.BytesIO()

@@ -92,7 +92,6 @@ def plot(result: Result, path: str | os.PathLike[str]) -> None:
             "processor inside items, ms": series("call_ms_inside"),
             "processor outside items, ms": series("call_ms_outside"),
         },
-        log_scale=("processor inside items, ms", "processor outside items, ms"),
     )
 
 

@@ -23,9 +23,11 @@ class ListStatistics:
     lists
         Number of lists, one for each user.
     items
-        Items begun in all lists together.
+        Items begun and ended in all lists together.
+    unfinished
+        Lists whose last item had not ended when the tokens a list may take were used up.
     out_of_catalog
-        Share of the items whose text is no title of the catalog, or that never ended.
+        Share of the items that are not in the catalog.
     repeats
         Share of the items that the user's history or list had already.
     hit_rate
@@ -38,6 +40,7 @@ class ListStatistics:
 
     lists: int
     items: int
+    unfinished: int
     out_of_catalog: float
     repeats: float
     hit_rate: float
@@ -109,7 +112,7 @@ class ListWriter:
         return [self._written(row) for row in output[:, width:].tolist()]
 
     def items(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the tokens of each item begun; those of an item that ended include the end token."""
+        """Return the tokens of each item that begins and ends, its end token included."""
         found: list[tuple[int, ...]] = []
         start: int | None = None
         for place, token in enumerate(tokens):
@@ -118,13 +121,11 @@ class ListWriter:
             elif token == self._end_id and start is not None:
                 found.append(tuple(tokens[start : place + 1]))
                 start = None
-        if start is not None:
-            found.append(tuple(tokens[start:]))
         return found
 
     def in_catalog(self, item: Sequence[int]) -> bool:
-        """Tell whether an item ended, and is of the catalog."""
-        return item[-1] == self._end_id and self._trie.resolve(item).size > 0
+        """Tell whether the catalog holds an item with these tokens, the end token included."""
+        return self._trie.resolve(item).size > 0
 
     def statistics(
         self,
@@ -134,11 +135,12 @@ class ListWriter:
         seconds: float,
     ) -> ListStatistics:
         """Judge lists by the users' histories (tokens) and what each bought next (tokens of the item)."""
-        items = outside = repeats = hits = 0
+        items = unfinished = outside = repeats = hits = 0
         for history, target, tokens in zip(histories, targets, written, strict=True):
             known = set(self.items(history))
             listed = self.items(tokens)
             hits += target in listed
+            unfinished += self._ends_inside(tokens)
             for item in listed:
                 outside += not self.in_catalog(item)
                 repeats += item in known
@@ -147,12 +149,18 @@ class ListWriter:
         return ListStatistics(
             lists=len(written),
             items=items,
+            unfinished=unfinished,
             out_of_catalog=outside / max(items, 1),
             repeats=repeats / max(items, 1),
             hit_rate=hits / len(written),
             tokens=sum(map(len, written)),
             seconds=seconds,
         )
+
+    def _ends_inside(self, tokens: Sequence[int]) -> bool:
+        """Tell whether an item is open at the end of the tokens."""
+        control = [token for token in tokens if token in (self._begin_id, self._end_id)]
+        return control[-1:] == [self._begin_id]
 
     def _is_full(self, width: int) -> Callable[..., Any]:
         """A stopping criterion of ``generate``: rows that have ended as many items as a list holds."""

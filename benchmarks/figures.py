@@ -1,0 +1,93 @@
+"""Every figure that gentrie answers for, in one table: its goal, what is measured now, and the command behind it.
+
+``python benchmarks/figures.py`` runs the scripts beside it one after the other. ``--save`` keeps the rows as JSON with
+machine, versions and commit; ``--markdown`` prints the README's table, from such a file where ``--load`` names one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from _figures import HEADINGS, Figure, row
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from gentrie.bench.harness import circumstances, write_json
+
+FOLDER = Path(__file__).parent
+SCRIPTS = ("lookup", "processor", "catalog_50k", "matcher", "layout")
+
+
+def run(script: str, real: str | None) -> list[Figure]:
+    """Figures of one script, run as its own process on one thread."""
+    command = [sys.executable, str(FOLDER / f"{script}.py"), "--json", *(["--real", real] if real else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"{script}.py failed:\n{done.stderr}")
+    return [Figure(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def table_a2_rows() -> list[tuple[Figure, str]]:
+    """Speed of constrained generation over free, from the committed results of ``table_a2.py``."""
+    found = []
+    for path in sorted((FOLDER / "results").glob("table_a2*.json")):
+        result = json.loads(path.read_text())
+        for catalog in result["catalogs"]:
+            speeds = {m["name"]: m["tokens_per_second"]["median"] for m in catalog["methods"]}
+            if "gentrie" in speeds and "unconstrained" in speeds:
+                share = speeds["gentrie"] / speeds["unconstrained"]
+                name = f"Table A2, {catalog['name']}: constrained over free speed"
+                figure = Figure.exact(name, "times", share, note=result["circumstances"]["cpu"])
+                found.append((figure, f"table_a2.py ({path.name})"))
+    return found
+
+
+def markdown(rows: list[tuple[Figure, str]]) -> str:
+    lines = ["| figure | goal | measured | | command |", "|---|---|---|---|---|"]
+    for figure, command in rows:
+        name, goal, value, verdict, _ = row(figure)
+        lines.append(f"| {name} | {goal} | {value} | {verdict} | `{command}` |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=SCRIPTS, action="append", help="run this script alone (may be repeated)")
+    parser.add_argument("--real", help="folder of a real catalog: catalog.jsonl inside")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--save", type=Path, help="write the rows here as JSON")
+    parser.add_argument("--load", type=Path, help="show the rows saved there instead of measuring")
+    options = parser.parse_args()
+    if options.load:
+        saved: dict[str, Any] = json.loads(options.load.read_text())
+        rows = [(Figure(**entry["figure"]), entry["command"]) for entry in saved["rows"]]
+    else:
+        scripts = options.only or SCRIPTS
+        rows = [
+            (figure, f"python benchmarks/{script}.py")
+            for script in tqdm(scripts, desc="measuring", unit="script")
+            for figure in run(script, options.real)
+        ]
+    if options.save:
+        entries = [{"figure": vars(figure), "command": command} for figure, command in rows]
+        write_json(options.save, {"circumstances": circumstances(), "rows": entries})
+    rows += table_a2_rows()
+    if options.markdown:
+        print(markdown(rows))
+        return
+    table = Table(*HEADINGS, "command")
+    for figure, command in rows:
+        table.add_row(*row(figure), command)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Bytes an item of the compressed trie: random semantic ids, and real titles where they are at hand (``--real``)."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from _figures import Figure, main
+
+from gentrie import TokenTrie
+from gentrie.bench.catalogs import tokenised_catalogs
+
+NUM_IDS = 5_000_000
+
+
+def figure(name: str, trie: TokenTrie, goal: float | None, note: str) -> Figure:
+    touched = sum(size for array, size in trie.nbytes_by_array.items() if not array.startswith("item_"))
+    return Figure.exact(f"bytes an item: {name}", "B", touched / trie.num_items, goal=goal, note=note)
+
+
+def measure(options: argparse.Namespace) -> list[Figure]:
+    figures = []
+    for length, codes, goal, bound in ((8, 2048, 17, 8.4), (4, 256, 5.5, 1.4)):
+        rows = np.random.default_rng(0).integers(0, codes, (NUM_IDS, length), dtype=np.int32)
+        started = time.perf_counter()
+        trie = TokenTrie.from_sequences(rows, vocab_size=codes)
+        note = f"information bound {bound}; built in {time.perf_counter() - started:.1f} s"
+        figures.append(figure(f"{NUM_IDS // 10**6}M ids of {length} x {codes}", trie, goal, note))
+    if options.real:
+        catalog = tokenised_catalogs([], 131072, Path(options.real) / "catalog.jsonl")[0]
+        trie = TokenTrie.from_sequences(
+            (catalog.values, catalog.indptr), vocab_size=catalog.vocab_size, end_token_id=catalog.vocab_size - 1
+        )
+        figures.append(figure(f"{catalog.name}, {trie.num_items:,} titles", trie, 32, "mistral-common's tokenizer"))
+    return figures
+
+
+if __name__ == "__main__":
+    main(measure, __doc__ or "")
