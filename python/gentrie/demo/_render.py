@@ -39,13 +39,14 @@ def _statistics(result: DemoResult) -> Any:
     table = require("rich.table", extra="demo").Table(
         title=f"{result.list_length} items for each of {result.num_users} users, batches of {result.batch_size}, "
         "one CPU thread",
-        caption="repeats: items that the history or the list had already",
+        caption="repeats: items that the history or the list had already; unfinished: lists cut off inside an item",
     )
-    for heading in ("", "outside the catalog", "repeats", "unfinished lists", "hit rate", "tokens/s"):
+    for heading in ("", "items", "outside the catalog", "repeats", "unfinished", "hit rate", "tokens/s"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, way in result.ways.items():
         table.add_row(
             name,
+            f"{way.items}",
             f"{way.out_of_catalog:.1%}",
             f"{way.repeats:.1%}",
             f"{way.unfinished}",
