@@ -38,8 +38,8 @@ template <typename Word>
 void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
   const auto minus_infinity = static_cast<Word>(rows.minus_infinity);
   for (std::uint64_t row = 0; row < allowed.verdicts.size(); ++row) {
-    const Word* scores = static_cast<const Word*>(rows.scores) + static_cast<std::int64_t>(row) * rows.score_stride;
-    Word* out = static_cast<Word*>(rows.out) + static_cast<std::int64_t>(row) * rows.out_stride;
+    const Word* scores = static_cast<const Word*>(rows.scores) + row * rows.width;
+    Word* out = static_cast<Word*>(rows.out) + row * rows.width;
     const Verdict verdict = allowed.verdicts[row];
     if (is_free(verdict)) {
       std::memcpy(out, scores, rows.width * sizeof(Word));

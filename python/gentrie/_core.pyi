@@ -146,8 +146,6 @@ def mask_scores(
     scores: int,
     out: int,
     width: int,
-    score_stride: int,
-    out_stride: int,
     itemsize: int,
     minus_infinity: int,
 ) -> None: ...

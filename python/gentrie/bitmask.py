@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -98,6 +99,7 @@ def apply_token_bitmask_inplace(
     )
 
 
+@cache
 def minus_infinity(dtype: torch.dtype) -> int:
     """Bit pattern of -inf in a floating point type.
 

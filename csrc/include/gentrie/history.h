@@ -62,13 +62,11 @@ class HistoryReader {
   OnDead on_dead_;
 };
 
-/// Scores [rows, width] of 2, 4 or 8-byte floating point values; strides in elements.
+/// Scores [rows, width] of 2, 4 or 8-byte floating point values, row after row.
 struct ScoreRows {
   const void* scores = nullptr;
   void* out = nullptr;
   std::uint64_t width = 0;
-  std::int64_t score_stride = 0;
-  std::int64_t out_stride = 0;
   std::uint32_t itemsize = 4;
   std::uint64_t minus_infinity = 0;  ///< its bit pattern in this type
 };

@@ -96,17 +96,14 @@ class TrieLogitsProcessor(LogitsProcessor):
             return masked  # type: ignore[return-value]
         infinity = minus_infinity(values.dtype)
         allowed = self._rules.allowed(ids)
-        if values.shape[1] > 1 and values.stride(1) != 1:
-            values = values.contiguous()
-        masked = torch.empty(values.shape, dtype=values.dtype)
+        values = values.contiguous()
+        masked, width = torch.empty_like(values), values.shape[1]
         _core.mask_scores(
             allowed,
             self._rules.begin_token_id,
             values.data_ptr(),
             masked.data_ptr(),
-            values.shape[1],
-            values.stride(0),
-            masked.stride(0),
+            width,
             values.element_size(),
             infinity,
         )
