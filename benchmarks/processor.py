@@ -13,7 +13,7 @@ import mmap
 
 import torch
 from _figures import VOCAB_SIZE, Figure, main
-from _response import PROMPT_LENGTH, setting, steps
+from _response import PROMPT_LENGTH, Setting, setting, steps
 from transformers import PrefixConstrainedLogitsProcessor
 
 from gentrie.bench.baselines.dict_trie import DictTrie
@@ -46,7 +46,7 @@ def ratio(a: Spread, b: Spread) -> Spread:
     return Spread.of([x / y for x, y in zip(a.rounds, b.rounds, strict=True)])
 
 
-def batch_of_beams(where, rounds: int) -> list[Figure]:
+def batch_of_beams(where: Setting, rounds: int) -> list[Figure]:
     """80 histories, each some tokens into a title of its own: eight prompts of ten beams."""
     titles = where.catalog.titles()
     step = len(titles) // ROWS
@@ -59,7 +59,9 @@ def batch_of_beams(where, rounds: int) -> list[Figure]:
     trie = DictTrie([*title, where.end] for title in titles)
 
     def prefix_fn(_: int, history: torch.Tensor) -> list[int]:
-        node = trie.walk(history[PROMPT_LENGTH:].tolist())
+        node = trie.root
+        for token in history[PROMPT_LENGTH:].tolist():
+            node = node.children[token]
         return list(node.children)
 
     theirs = PrefixConstrainedLogitsProcessor(prefix_fn, num_beams=10)
@@ -84,7 +86,7 @@ def batch_of_beams(where, rounds: int) -> list[Figure]:
     ]
 
 
-def one_row(where, rounds: int) -> list[Figure]:
+def one_row(where: Setting, rounds: int) -> list[Figure]:
     """One history in the middle of the tenth item of a response; no item twice."""
     inside = [step for step in steps(where) if step.inside and step.item == 10]
     ids = inside[len(inside) // 2].ids

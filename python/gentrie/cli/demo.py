@@ -16,7 +16,7 @@ def demo(
 ) -> None:
     """See it work: a small model learns to recommend, then writes lists with and without the constraint.
 
-    Everything is made on the spot, without a network, in about a minute on two cores.
+    Everything is made on the spot, without a network, in about a minute on one core.
     """
     from gentrie.demo import render, run
 
