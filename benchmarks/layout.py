@@ -28,6 +28,8 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         trie = TokenTrie.from_sequences(rows, vocab_size=codes)
         note = f"information bound {bound}; built in {time.perf_counter() - started:.1f} s"
         figures.append(figure(f"{NUM_IDS // 10**6}M ids of {length} x {codes}", trie, goal, note))
+        apart = TokenTrie.from_semantic_ids(rows, token_ids=(0, codes), vocab_size=codes * length)
+        figures.append(figure(f"{NUM_IDS // 10**6}M ids of {length} x {codes}, tokens of their own", apart, None, ""))
     if options.real:
         catalog = tokenised_catalogs([], 131072, Path(options.real) / "catalog.jsonl")[0]
         trie = TokenTrie.from_sequences(

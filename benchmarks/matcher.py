@@ -7,6 +7,7 @@ all titles; its cache is warm after the first round, which is not counted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Callable
 
@@ -57,10 +58,8 @@ def measure(options: argparse.Namespace) -> list[Figure]:
                 matcher.fill_next_token_bitmask(mask)
 
     functions = {"gentrie": ours}
-    try:
+    with contextlib.suppress(ImportError):
         functions["llguidance"] = llguidance_walk(tokenizer, catalog.titles, walks)
-    except ImportError:
-        pass
     count = sum(map(len, walks))
     taken = compare(functions, rounds=options.rounds)
     per_token = {name: Spread.of([seconds / count for seconds in spread.rounds]) for name, spread in taken.items()}
