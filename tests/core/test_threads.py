@@ -55,7 +55,9 @@ def test_a_forked_process_looks_up_and_builds():
 
 def test_an_interrupt_stops_a_build():
     code = """
+import signal
 import numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from gentrie import TokenTrie
 rows = np.random.default_rng(0).integers(0, 2000, (3_000_000, 8))
 print("ready", flush=True)
