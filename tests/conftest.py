@@ -1,7 +1,12 @@
 """Settings shared by all tests."""
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Models and batches here are so small that threads would wait for each other longer than they work. Before torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says something about the machine, not about the code under test.
 settings.register_profile("gentrie", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
