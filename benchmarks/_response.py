@@ -49,8 +49,8 @@ def steps(where: Setting, seed: int = 0) -> list[Step]:
     found = []
     for item in range(1, NUM_ITEMS + 1):
         title = [where.begin, *titles[rng.integers(len(titles))], where.end]
-        for token in [*title, *rng.choice(where.outer, OUTER_TOKENS).tolist()]:
+        outer = rng.choice(where.outer, OUTER_TOKENS).tolist()
+        for position, token in enumerate([*title, *outer]):
             history.append(token)
-            inside = len(history) and where.end not in history[-OUTER_TOKENS - 1 :]
-            found.append(Step(torch.tensor([history]), item, inside))
+            found.append(Step(torch.tensor([history]), item, position < len(title) - 1))
     return found

@@ -34,7 +34,8 @@ def llguidance_walk(tokenizer: object, titles: list[str], walks: list[list[int]]
         for tokens in walks:
             matcher = fresh.deep_copy()
             for token in tokens:
-                assert matcher.consume_token(token)
+                if not matcher.consume_token(token):
+                    raise RuntimeError(f"llguidance refused token {token}")
                 llguidance.torch.fill_next_token_bitmask(matcher, mask, 0)
 
     return walk
@@ -54,7 +55,8 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         for tokens in walks:
             matcher.reset()
             for token in tokens:
-                assert matcher.accept_token(token)
+                if not matcher.accept_token(token):
+                    raise RuntimeError(f"token {token} was refused")
                 matcher.fill_next_token_bitmask(mask)
 
     functions = {"gentrie": ours}

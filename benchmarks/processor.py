@@ -14,7 +14,7 @@ import mmap
 import torch
 from _figures import VOCAB_SIZE, Figure, main
 from _response import PROMPT_LENGTH, Setting, setting, steps
-from transformers import PrefixConstrainedLogitsProcessor
+from transformers import LogitsProcessor, PrefixConstrainedLogitsProcessor
 
 from gentrie.bench.baselines.dict_trie import DictTrie
 from gentrie.bench.baselines.published import PublishedLookup, PublishedProcessor
@@ -28,8 +28,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_memory() -> None:
     """Tell glibc's malloc to keep what it has."""
     libc = ctypes.CDLL(None)
-    assert libc.mallopt(_M_MMAP_MAX, 0) == 1
-    assert libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) == 1
+    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+        if libc.mallopt(option, value) != 1:
+            raise OSError(f"mallopt({option}, {value}) failed")
 
 
 def touch_fresh_pages(nbytes: int) -> None:
@@ -87,9 +88,8 @@ def batch_of_beams(where: Setting, rounds: int) -> list[Figure]:
 
 
 def one_row(where: Setting, rounds: int) -> list[Figure]:
-    """One history in the middle of the tenth item of a response; no item twice."""
-    inside = [step for step in steps(where) if step.inside and step.item == 10]
-    ids = inside[len(inside) // 2].ids
+    """Every history of a ten-item response, inside and outside items; no item twice."""
+    response = steps(where)
     scores, written = torch.randn(1, VOCAB_SIZE), torch.empty(1, VOCAB_SIZE)
     ours = TrieLogitsProcessor(where.trie, begin_token_id=where.begin, eos_token_id=where.eos, unique=True)
     lookup = PublishedLookup(
@@ -99,24 +99,40 @@ def one_row(where: Setting, rounds: int) -> list[Figure]:
         eos_token_id=where.eos,
     )
     theirs = PublishedProcessor(lookup)
-    assert torch.equal(ours(ids, scores), theirs(ids, scores))
-    taken = compare(
-        {
-            "fill": lambda: written.fill_(-torch.inf),
-            "gentrie": lambda: ours(ids, scores),
-            "published": lambda: theirs(ids, scores),
-        },
-        rounds=rounds,
-        number=200,
-        warmup=2,
-    )
+    figures = []
     shape = f"[1, {VOCAB_SIZE}]"
-    above = {name: difference(taken[name], taken["fill"]) for name in ("gentrie", "published")}
-    return [
-        Figure.of(f"processor on {shape} above fill_(-inf)", "us", above["gentrie"], scale=1e6, goal=25),
-        Figure.of(f"fill_(-inf) on {shape}", "us", taken["fill"], scale=1e6),
-        Figure.of(f"published: processor on {shape} above fill_(-inf)", "us", above["published"], scale=1e6),
-    ]
+    for where_to, histories in (
+        ("inside", [step.ids for step in response if step.inside]),
+        ("outside", [step.ids for step in response if not step.inside]),
+    ):
+        for ids in histories:
+            if not torch.equal(ours(ids, scores), theirs(ids, scores)):
+                raise RuntimeError("the two processors differ")
+
+        def call_all(processor: LogitsProcessor, histories: list[torch.Tensor] = histories) -> None:
+            for ids in histories:
+                processor(ids, scores)
+
+        def fill(count: int = len(histories)) -> None:
+            for _ in range(count):
+                written.fill_(-torch.inf)
+
+        taken = compare(
+            {
+                "fill": fill,
+                "gentrie": lambda call=call_all: call(ours),
+                "published": lambda call=call_all: call(theirs),
+            },
+            rounds=rounds,
+        )
+        scale = 1e6 / len(histories)
+        above = {name: difference(taken[name], taken["fill"]) for name in ("gentrie", "published")}
+        name = f"processor on {shape} {where_to} items, above fill_(-inf)"
+        figures += [
+            Figure.of(name, "us", above["gentrie"], scale=scale, goal=25),
+            Figure.of(f"published: {name}", "us", above["published"], scale=scale),
+        ]
+    return [*figures, Figure.of(f"fill_(-inf) on {shape}", "us", taken["fill"], scale=scale)]
 
 
 def measure(options: argparse.Namespace) -> list[Figure]:

@@ -100,13 +100,15 @@ Cursor HistoryReader::read_triggered(const Constraint& constraint, const std::in
   cursor.state = walk(constraint.view(), last, end);
 
   // Where something was given before may matter to what follows, read that too. Behind an item it only matters once as
-  // many were begun as there are.
+  // many were begun as there are; inside one, only what begins with the same tokens lies below.
   const bool is_behind = constraint.view().is_leaf(cursor.state);
   const bool is_unique = constraint.options().unique != Unique::kNo;
   if (is_unique && (!is_behind || std::count(turn, end, begin_token) >= constraint.num_allowed())) {
     const State state = cursor.state;
     for (const std::int64_t* at = turn; (at = std::find(at, last - 1, begin_token)) != last - 1;) {
-      cursor.state = walk(constraint.view(), ++at, last);
+      ++at;
+      if (!is_behind && (last - at < end - last || !std::equal(last, end, at))) continue;
+      cursor.state = walk(constraint.view(), at, last);
       constraint.complete(&cursor);
     }
     cursor.state = state;

@@ -1,0 +1,120 @@
+"""Token bitmasks: filled as the allowed set says, applied as the obvious loop does, in XGrammar's layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import gentrie  # noqa: E402
+from gentrie import bitmask as masks  # noqa: E402
+from gentrie.kernels import reference  # noqa: E402
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def matcher_of(vocab_size: int) -> gentrie.TrieMatcher:
+    rows = [[0, 1], [31, 2], [vocab_size - 1, 3], [vocab_size // 2, 4], [7, 5]]
+    return gentrie.TrieMatcher(gentrie.TokenTrie.from_sequences(rows, vocab_size=vocab_size))
+
+
+def allowed_in(row: Any) -> list[int]:
+    return [t for t in range(32 * len(row)) if (int(row[t // 32]) >> t % 32) & 1]
+
+
+def by_loop(logits: Any, bitmask: Any, limit: int, rows: list[int]) -> Any:
+    expected = logits.clone()
+    for r in rows:
+        words = bitmask[r].tolist()
+        for t in range(logits.shape[1]):
+            if t >= limit or t >= 32 * len(words) or not (words[t // 32] >> t % 32) & 1:
+                expected[r, t] = -torch.inf
+    return expected
+
+
+def random_mask(rows: int, words: int) -> Any:
+    return torch.randint(-(2**31), 2**31, (rows, words), dtype=torch.int64).to(torch.int32)
+
+
+@pytest.mark.parametrize("vocab_size", [*range(32, 97), *range(1000, 1033)])
+def test_every_residue_mod_32(vocab_size: int):
+    assert masks.get_bitmask_shape(3, vocab_size) == (3, -(-vocab_size // 32))
+    matcher, mask = matcher_of(vocab_size), masks.allocate_token_bitmask(3, vocab_size)
+    assert mask.dtype == torch.int32
+    assert mask.shape == masks.get_bitmask_shape(3, vocab_size)
+    assert (mask == -1).all()
+    assert matcher.fill_next_token_bitmask(mask, 1)
+    assert allowed_in(mask[1]) == sorted({0, 7, 31, vocab_size // 2, vocab_size - 1})
+    assert (mask[[0, 2]] == -1).all()
+    masks.reset_token_bitmask(mask)
+    assert (mask == -1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "rows", "columns"])
+@pytest.mark.parametrize("width", [1, 31, 64, 77])
+@pytest.mark.parametrize("vocab_size", [None, 0, 33, 64, 1000])
+@pytest.mark.parametrize("indices", [None, [], [2, 0], [1, 1]])
+def test_apply_is_the_obvious_loop(dtype: Any, layout: str, width: int, vocab_size: int | None, indices: Any):
+    torch.manual_seed(0)
+    whole = torch.randn(6, 2 * width).to(dtype)
+    logits = {"contiguous": whole[:3, :width].contiguous(), "rows": whole[::2, :width], "columns": whole[:3, ::2]}[layout]
+    mask, before, outside = random_mask(3, 2), logits.clone(), whole.clone()
+    limit = 64 if vocab_size is None else vocab_size
+    rows = list(range(3)) if indices is None else indices
+    expected = by_loop(before, mask, limit, rows)
+    masks.apply_token_bitmask_inplace(logits, mask, vocab_size=vocab_size, indices=indices)
+    assert torch.equal(logits, expected)
+    alike = before.clone()
+    reference.apply_token_bitmask(alike, mask, limit, torch.tensor(rows, dtype=torch.int64))
+    assert torch.equal(alike, expected)
+    if layout == "rows":  # nothing beside the view was written
+        outside[::2, :width] = expected
+        assert torch.equal(whole, outside)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_dimension_and_strided_masks(dtype: Any):
+    logits, mask = torch.randn(70).to(dtype), random_mask(3, 6)[:, ::2]
+    expected = by_loop(logits[None], mask[:1], 96, [0])[0]
+    masks.apply_token_bitmask_inplace(logits, mask[0])
+    assert torch.equal(logits, expected)
+
+
+def test_xgrammar_agrees():
+    xgrammar = pytest.importorskip("xgrammar")
+    for vocab_size in range(32, 97):
+        assert torch.equal(masks.allocate_token_bitmask(2, vocab_size), xgrammar.allocate_token_bitmask(2, vocab_size))
+        mask, logits = random_mask(2, -(-vocab_size // 32)), torch.randn(2, vocab_size)
+        alike = logits.clone()
+        masks.apply_token_bitmask_inplace(logits, mask)
+        xgrammar.apply_token_bitmask_inplace(alike, mask)
+        assert torch.equal(logits, alike)
+
+
+LOGITS, MASK = torch.zeros(2, 64), torch.zeros(2, 2, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("logits", "mask", "options", "kind", "part"),
+    [
+        ([0.0], MASK, {}, TypeError, "logits is a list"),
+        (LOGITS, [0], {}, TypeError, "bitmask is a list"),
+        (LOGITS.long(), MASK, {}, TypeError, r"torch\.int64"),
+        (LOGITS, MASK.long(), {}, TypeError, r"bitmask has dtype torch\.int64"),
+        (LOGITS[None], MASK, {}, ValueError, r"logits has shape \(1, 2, 64\)"),
+        (LOGITS, MASK[None], {}, ValueError, r"bitmask has shape \(1, 2, 2\)"),
+        (LOGITS, MASK[:1], {}, ValueError, "2 rows, bitmask has 1"),
+        (LOGITS.to("meta"), MASK, {}, ValueError, "meta"),
+        (LOGITS, MASK, {"indices": [0, 2]}, ValueError, r"indices\[1\]=2"),
+        (LOGITS, MASK, {"indices": [-1]}, ValueError, r"indices\[0\]=-1"),
+        (LOGITS, MASK, {"indices": [0.0]}, TypeError, "indices has dtype float64"),
+        (LOGITS, MASK, {"vocab_size": -1}, ValueError, "vocab_size=-1"),
+        (LOGITS, MASK, {"vocab_size": 1.0}, TypeError, r"vocab_size=1\.0"),
+    ],
+)
+def test_bad_input_is_named(logits: Any, mask: Any, options: dict[str, Any], kind: type[Exception], part: str):
+    with pytest.raises(kind, match=part):
+        masks.apply_token_bitmask_inplace(logits, mask, **options)
