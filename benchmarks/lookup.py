@@ -20,7 +20,6 @@ from gentrie.bench.baselines.published import PublishedLookup
 from gentrie.bench.harness import Spread, in_turns
 from gentrie.history import HistoryRules
 
-
 RESPONSES = 8
 
 

@@ -60,7 +60,9 @@ def test_every_residue_mod_32(vocab_size: int):
 def test_apply_is_the_obvious_loop(dtype: Any, layout: str, width: int, vocab_size: int | None, indices: Any):
     torch.manual_seed(0)
     whole = torch.randn(6, 2 * width).to(dtype)
-    logits = {"contiguous": whole[:3, :width].contiguous(), "rows": whole[::2, :width], "columns": whole[:3, ::2]}[layout]
+    logits = {"contiguous": whole[:3, :width].contiguous(), "rows": whole[::2, :width], "columns": whole[:3, ::2]}[
+        layout
+    ]
     mask, before, outside = random_mask(3, 2), logits.clone(), whole.clone()
     limit = 64 if vocab_size is None else vocab_size
     rows = list(range(3)) if indices is None else indices
@@ -92,6 +94,38 @@ def test_xgrammar_agrees():
         masks.apply_token_bitmask_inplace(logits, mask)
         xgrammar.apply_token_bitmask_inplace(alike, mask)
         assert torch.equal(logits, alike)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("indices", [None, [4, 0, 2]])
+def test_batch_equals_single_fills(num_threads: int, indices: list[int] | None):
+    matchers = [matcher_of(vocab_size) for vocab_size in (40, 64, 90)]
+    matchers[1].accept_token(31)
+    mask = random_mask(5, 3)
+    single = mask.clone()
+    for matcher, row in zip(matchers, indices or range(3), strict=True):
+        matcher.fill_next_token_bitmask(single, row)
+    gentrie.batch_fill_next_token_bitmask(matchers, mask, indices, num_threads=num_threads)
+    assert torch.equal(mask, single)
+
+
+@pytest.mark.parametrize(
+    ("indices", "options", "kind", "part"),
+    [
+        ([0, 5], {}, ValueError, r"indices\[1\]=5"),
+        ([-1, 0], {}, ValueError, r"indices\[0\]=-1"),
+        ([0], {}, ValueError, "indices has 1 entries, expected 2"),
+        ([1, 1], {}, ValueError, r"indices=\[1, 1\]"),
+        ([0.0, 1.0], {}, TypeError, "indices has dtype float64"),
+        (None, {"num_threads": 0}, ValueError, "num_threads=0"),
+    ],
+)
+def test_bad_batches_are_named(indices: Any, options: dict[str, Any], kind: type[Exception], part: str):
+    mask = random_mask(3, 2)
+    before = mask.clone()
+    with pytest.raises(kind, match=part):
+        gentrie.batch_fill_next_token_bitmask([matcher_of(40), matcher_of(50)], mask, indices, **options)
+    assert torch.equal(mask, before)
 
 
 LOGITS, MASK = torch.zeros(2, 64), torch.zeros(2, 2, dtype=torch.int32)

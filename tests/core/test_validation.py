@@ -110,8 +110,8 @@ def test_semantic_ids_refused(codes: Any, token_ids: Any, kind: type[Exception],
     ("titles", "kind", "parts"),
     [
         (["a", ""], ValueError, ["1"]),
-        (["a", None], TypeError, ["1", "NoneType"]),
-        (["a", 3], TypeError, ["1", "int"]),
+        (["a", None], ValueError, ["1", "NoneType"]),
+        (["a", 3], ValueError, ["1", "int"]),
         ([], ValueError, []),
     ],
 )
@@ -137,7 +137,7 @@ def test_titles_refused(titles: Any, kind: type[Exception], parts: list[str]):
         ("advance", (True, 1), TypeError, ["state=True"]),
         ("advance", (10**6, 1), ValueError, ["1000000"]),
         ("token_states", ([[1.0]],), TypeError, ["token_ids", "float64"]),
-        ("token_states", (np.zeros((1, 1, 1), dtype=np.int64),), ValueError, ["token_ids", "(1, 1, 1)"]),
+        ("token_states", (3,), ValueError, ["token_ids", "()"]),
     ],
 )
 def test_lookups_refused(verb: str, arguments: tuple[Any, ...], kind: type[Exception], parts: list[str]):
