@@ -11,6 +11,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 from _figures import Figure, main
 from _response import NUM_ITEMS, Step, setting, steps
@@ -60,6 +61,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     for turn, name in in_turns(tuple(methods), options.rounds + 1):
         taken: dict[str, list[float]] = defaultdict(list)
         for step in responses:
+            step = replace(step, ids=step.ids.clone())  # as `generate` appends a token: the history was just written
             start = time.perf_counter()
             methods[name](step)
             seconds = time.perf_counter() - start
