@@ -17,11 +17,13 @@ bool Matcher::accept(Token token) {
   const bool ends_turn = constraint_->is_triggered() && cursor_.state == kFreeText && constraint_->is_eos(token);
   if (ends_turn && !cursor_.spent.empty()) {
     undo.spent = std::make_shared<const std::vector<Spent>>(cursor_.spent);
-  } else if (constraint_->options().unique != Unique::kNo && cursor_.state >= 0) {
-    const State next = constraint_->view().advance(cursor_.state, token);
-    if (constraint_->view().is_leaf(next)) undo.spent_leaf = constraint_->view().leaf_of(next);
   }
   constraint_->advance(&cursor_, token);
+  const TrieView& view = constraint_->view();
+  const bool completed = undo.state >= 0 && (cursor_.state == kFreeText || view.is_leaf(cursor_.state));
+  if (completed && constraint_->options().unique != Unique::kNo && !undo.finished && !view.is_leaf(undo.state)) {
+    undo.spent_leaf = view.leaf_of(view.advance(undo.state, token));
+  }
   at_turn_end_ = ends_turn;
   undo_.push_back(std::move(undo));
   return true;

@@ -240,7 +240,10 @@ def _ragged(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], Int64Array]:
             raise TypeError(f"sequences[{i}] is a {type(row).__name__}, expected a row of token ids") from None
     indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     tokens = list(chain.from_iterable(rows))
-    values = np.array(tokens)
+    try:
+        values = np.array(tokens)
+    except ValueError:  # ragged: some "tokens" are rows themselves
+        values = np.array(_checked_tokens(rows), dtype=np.int64)
     if values.size == 0:
         values = values.astype(np.int64)
     if values.dtype.kind != "i" or values.ndim != 1 or bool in set(map(type, tokens)):

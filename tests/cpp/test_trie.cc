@@ -137,6 +137,10 @@ void use(const std::shared_ptr<const gentrie::Trie>& trie) {
       tokens.clear();
       constraint->forced(matcher.cursor(), &tokens);
     }
+    const gentrie::Matcher fork = matcher;
+    matcher.rollback(matcher.num_accepted());
+    assert(matcher.cursor().spent.empty());
+    gentrie::fill_bitmask(fork, bitmask.data(), bitmask.size());
     const gentrie::HistoryReader reader({constraint}, {}, gentrie::OnDead::kEos);
     gentrie::HistoryBatch batch;
     batch.ids = history.data();
