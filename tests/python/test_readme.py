@@ -1,0 +1,70 @@
+"""The README's Python examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from gentrie import datasets  # noqa: E402
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the examples take for granted."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    catalog = datasets.load("steam", num_items=60)
+    tokenizer = catalog.train_tokenizer(600)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer) + 1100,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    rng = np.random.default_rng(0)
+    np.save("codes.npy", rng.integers(0, 256, (50, 4)))
+    return {
+        "np": np,
+        "titles": catalog.titles,
+        "tokenizer": tokenizer,
+        "model": transformers.LlamaForCausalLM(config).eval(),
+        "prompts": ["After a game of chess\n", "Next:\n"],
+        "item_tokens": tokenizer.encode(catalog.titles[7], add_special_tokens=False),
+    }
+
+
+def test_items_inside_free_text(names: dict[str, Any]) -> None:
+    source = examples()[0].replace("logits_processor=", "max_new_tokens=8, logits_processor=")
+    exec(source, names)
+    assert 7 in names["trie"].resolve([*names["item_tokens"], names["end"]])
+
+
+def test_the_response_is_one_item(names: dict[str, Any]) -> None:
+    exec("import gentrie\nfrom gentrie.generation import TrieLogitsProcessor\n" + examples()[1], names)
+    assert len(names["items"]) == 20
+    assert all(item.size for item in names["items"])
+
+
+def test_semantic_ids(names: dict[str, Any]) -> None:
+    names |= {"first_code_token": 600, "eos": 2, "in_stock": [3, 4], "logits": torch.zeros(1, 1700)}
+    source = examples()[2].replace("len(tokenizer)", "1700")
+    exec("import gentrie\n" + source, names)
+    assert names["matcher"].num_accepted == 1
+    assert set(names["trie"].items_below(names["matcher"].state)) & {3, 4}
