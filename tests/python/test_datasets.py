@@ -376,14 +376,14 @@ def test_catalog_from_json_lines(tmp_path: Path) -> None:
     ("second_line", "message"),
     [
         ("{", r"catalog.jsonl, line 2 is not JSON"),
-        ("[1]", r"line 2 must be an object with item_id and title, got \[1\]"),
-        ('{"item_id": 2}', r"line 2 must be an object with item_id and title"),
-        ('{"item_id": "2", "title": "B"}', r"line 2: item_id must be an integer of 64 bits, got '2'"),
-        ('{"item_id": true, "title": "B"}', r"line 2: item_id must be an integer of 64 bits, got True"),
-        ('{"item_id": 9223372036854775808, "title": "B"}', r"line 2: item_id must be an integer of 64 bits"),
-        ('{"item_id": 2, "title": ""}', r"line 2: title must be a non-empty string, got ''"),
-        ('{"item_id": 2, "title": null}', r"line 2: title must be a non-empty string, got None"),
-        ('{"item_id": 1, "title": "B"}', r"line 2: item_id 1 is there twice"),
+        ("[1]", r"line 2 must be a JSON object"),
+        ('{"item_id": 2}', r"line 2 has no field 'title'"),
+        ('{"item_id": "2", "title": "B"}', r"line 2: item ids must be integers, got '2'"),
+        ('{"item_id": true, "title": "B"}', r"line 2: item ids must be integers, got True"),
+        ('{"item_id": 9223372036854775808, "title": "B"}', r"line 2: item id 9223372036854775808 does not fit in 64 bits"),
+        ('{"item_id": 2, "title": ""}', r"line 2: the title must be a non-empty string, got ''"),
+        ('{"item_id": 2, "title": null}', r"line 2: the title must be a non-empty string, got None"),
+        ('{"item_id": 1, "title": "B"}', r"item_ids\[1\] = 1 repeats item_ids\[0\]"),
     ],
 )
 def test_bad_json_lines_are_refused(tmp_path: Path, second_line: str, message: str) -> None:
@@ -396,7 +396,7 @@ def test_bad_json_lines_are_refused(tmp_path: Path, second_line: str, message: s
 def test_a_file_without_items_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "catalog.jsonl"
     path.write_text("\n")
-    with pytest.raises(ValueError, match="holds no item"):
+    with pytest.raises(ValueError, match="holds no title"):
         Catalog.from_jsonl(path)
     with pytest.raises(FileNotFoundError):
         Catalog.from_jsonl(tmp_path / "absent.jsonl")

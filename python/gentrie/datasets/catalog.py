@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gentrie._catalog_files import read_titles
 from gentrie.datasets import histories, tokenizer
 from gentrie.tokenization import encode_titles, vocab_size_of
 
@@ -84,18 +84,11 @@ class Catalog:
             If the file cannot be read.
         ValueError
             If a line (named by its number, from 1) is not such an object, an item id repeats, or there is no
-            item.
+            title.
         """
         path = Path(path)
-        items: dict[int, str] = {}
-        with path.open(encoding="utf-8") as lines:
-            for place, item_id, title in _parsed(path, lines):
-                if item_id in items:
-                    raise ValueError(f"{place}: item_id {item_id} is there twice")
-                items[item_id] = title
-        if not items:
-            raise ValueError(f"{path} holds no item")
-        return cls(name or path.resolve().parent.name, list(items.values()), list(items))
+        found = read_titles(path, file_format="jsonl", id_field="item_id")
+        return cls(name or path.resolve().parent.name, found.titles, found.item_ids)
 
     def train_tokenizer(self, vocab_size: int = tokenizer.VOCAB_SIZE, *, progress: bool = False) -> Any:
         """Train a byte-level BPE tokenizer on the titles; see :func:`gentrie.datasets.tokenizer.train`."""
@@ -165,23 +158,3 @@ def _checked_item_ids(item_ids: npt.ArrayLike | None, count: int) -> npt.NDArray
         first, second = order[repeated[0] : repeated[0] + 2]
         raise ValueError(f"item_ids[{second}] = {ids[second]} repeats item_ids[{first}]")
     return ids
-
-
-def _parsed(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, int, str]]:
-    """Yield (file and line, item id, title)."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place} is not JSON: {error}") from None
-        if not isinstance(item, dict) or "item_id" not in item or "title" not in item:
-            raise ValueError(f"{place} must be an object with item_id and title, got {line.strip()[:80]}")
-        item_id, title = item["item_id"], item["title"]
-        if not isinstance(item_id, int) or isinstance(item_id, bool) or not -(2**63) <= item_id < 2**63:
-            raise ValueError(f"{place}: item_id must be an integer of 64 bits, got {item_id!r}")
-        if not isinstance(title, str) or not title:
-            raise ValueError(f"{place}: title must be a non-empty string, got {title!r}")
-        yield place, item_id, title
