@@ -163,7 +163,6 @@ void bind_trie(py::module_& module) {
       .def("verify", &verify_trie, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("num_items", [](const Trie& trie) { return trie.view().num_items; })
       .def_property_readonly("num_sequences", [](const Trie& trie) { return trie.view().num_leaves; })
-      .def_property_readonly("num_nodes", [](const Trie& trie) { return trie.view().num_nodes; })
       .def_property_readonly("vocab_size", [](const Trie& trie) { return trie.view().vocab_size; })
       .def_property_readonly("end_token_id", [](const Trie& trie) { return trie.view().end_token; })
       .def_property_readonly("max_depth", [](const Trie& trie) { return trie.view().max_depth; })

@@ -1,7 +1,6 @@
 #include <cstring>
 
 #include "bindings.h"
-#include "gentrie/builder.h"
 #include "gentrie/types.h"
 #include "gentrie/version.h"
 
@@ -24,8 +23,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code(), error.what()).ptr());
     }
   });
-  module.def("default_num_threads", &gentrie::default_num_threads,
-             "Processors this process may use: affinity and cgroup quota.");
   gentrie::bind_trie(module);
   gentrie::bind_constraint(module);
 }

@@ -11,9 +11,6 @@ _Int64 = npt.NDArray[np.int64]
 
 __version__: str
 
-def default_num_threads() -> int:
-    """Processors this process may use: affinity and cgroup quota."""
-
 class Unique(IntEnum):
     NO = 0
     SEQUENCE = 1
@@ -48,8 +45,6 @@ class Trie:
     def num_items(self) -> int: ...
     @property
     def num_sequences(self) -> int: ...
-    @property
-    def num_nodes(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
     @property
