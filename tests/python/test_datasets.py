@@ -380,7 +380,10 @@ def test_catalog_from_json_lines(tmp_path: Path) -> None:
         ('{"item_id": 2}', r"line 2 has no field 'title'"),
         ('{"item_id": "2", "title": "B"}', r"line 2: item ids must be integers, got '2'"),
         ('{"item_id": true, "title": "B"}', r"line 2: item ids must be integers, got True"),
-        ('{"item_id": 9223372036854775808, "title": "B"}', r"line 2: item id 9223372036854775808 does not fit in 64 bits"),
+        (
+            '{"item_id": 9223372036854775808, "title": "B"}',
+            r"line 2: item id 9223372036854775808 does not fit in 64 bits",
+        ),
         ('{"item_id": 2, "title": ""}', r"line 2: the title must be a non-empty string, got ''"),
         ('{"item_id": 2, "title": null}', r"line 2: the title must be a non-empty string, got None"),
         ('{"item_id": 1, "title": "B"}', r"item_ids\[1\] = 1 repeats item_ids\[0\]"),
