@@ -47,7 +47,7 @@ State walk(const TrieView& view, const std::int64_t* begin, const std::int64_t* 
 
 template <typename Word>
 void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
-  const auto minus_infinity = static_cast<Word>(rows.minus_infinity);
+  const auto minus_infinity = static_cast<Word>(rows.minus_infinity), last_resort = static_cast<Word>(rows.last_resort);
   for (std::uint64_t row = 0; row < allowed.verdicts.size(); ++row) {
     const Word* scores = static_cast<const Word*>(rows.scores) + row * rows.width;
     Word* out = static_cast<Word*>(rows.out) + row * rows.width;
@@ -59,7 +59,13 @@ void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& r
     }
     std::fill_n(out, rows.width, minus_infinity);
     const auto [begin, end] = allowed.spans[row];
-    for (std::uint64_t i = begin; i < end; ++i) out[allowed.tokens[i]] = scores[allowed.tokens[i]];
+    bool is_forbidden = true;  // by whoever wrote the scores
+    for (std::uint64_t i = begin; i < end; ++i) {
+      const Word score = scores[allowed.tokens[i]];
+      is_forbidden = is_forbidden && score == minus_infinity;
+      out[allowed.tokens[i]] = score;
+    }
+    for (std::uint64_t i = begin; is_forbidden && i < end; ++i) out[allowed.tokens[i]] = last_resort;
   }
 }
 

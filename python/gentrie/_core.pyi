@@ -143,6 +143,7 @@ def mask_scores(
     width: int,
     itemsize: int,
     minus_infinity: int,
+    last_resort: int,
 ) -> None: ...
 def apply_bitmask(
     logits: int,

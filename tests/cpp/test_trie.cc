@@ -147,7 +147,8 @@ void use(const std::shared_ptr<const gentrie::Trie>& trie) {
     batch.rows = 1;
     for (batch.length = 0; batch.length <= history.size(); ++batch.length) {
       std::vector<float> scores(kVocabSize), out(kVocabSize);
-      gentrie::mask_scores(reader.allowed(batch), kBegin, {scores.data(), out.data(), scores.size(), 4, 0xFF800000});
+      gentrie::mask_scores(reader.allowed(batch), kBegin,
+                           {scores.data(), out.data(), scores.size(), 4, 0xFF800000, 0xCE6E6B28});
     }
   }
 }

@@ -69,9 +69,11 @@ struct ScoreRows {
   std::uint64_t width = 0;
   std::uint32_t itemsize = 4;
   std::uint64_t minus_infinity = 0;  ///< its bit pattern in this type
+  std::uint64_t last_resort = 0;     ///< bit pattern of a finite score that any other beats
 };
 
-/// Writes every element of `out` once: the score where the token is allowed, -inf elsewhere. `out` must not overlap.
+/// Writes every element of `out`: the score where the token is allowed, -inf elsewhere. `out` must not overlap. Where
+/// the scores already forbid every allowed token those get `last_resort`: a row of -inf alone is no constraint.
 void mask_scores(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows);
 
 }  // namespace gentrie

@@ -15,6 +15,15 @@ from gentrie.bitmask import minus_infinity
 from gentrie.history import HistoryRules
 from gentrie.trie import TokenTrie
 
+# What `transformers` gives beams that only fill up; half precision does not reach it.
+_LAST_RESORT = {torch.float16: -32768.0, torch.bfloat16: -1e9, torch.float32: -1e9, torch.float64: -1e9}
+_LAST_RESORT_BITS = {
+    torch.float16: 0xF800,
+    torch.bfloat16: 0xCE6E,
+    torch.float32: 0xCE6E6B28,
+    torch.float64: 0xC1CDCD6500000000,
+}
+
 
 class TrieLogitsProcessor(LogitsProcessor):
     """Lets a model write nothing inside an item but what the catalog holds.
@@ -27,11 +36,12 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     The processor reads each history anew and keeps nothing: one instance serves any number of ``generate`` calls,
     greedy, sampling or beam search, batches padded on either side. It returns a new tensor and never writes to its
-    arguments. Rows in free text come back bit for bit.
+    arguments. Rows in free text come back bit for bit. Where other processors forbid every token that the catalog
+    allows, the catalog prevails: those tokens get -1e9 (half precision: -32768), which any other beam beats.
 
     Every row that ``generate`` returns with the end token and a score above -1e8 is in the catalog where
     ``max_new_tokens >= trie.max_depth``; beam search fills up with rows of about -1e9 where there are fewer
-    continuations than beams, and shorter limits cut items off.
+    continuations than beams (divided by ``length ** length_penalty``), and shorter limits cut items off.
 
     Parameters
     ----------
@@ -106,6 +116,7 @@ class TrieLogitsProcessor(LogitsProcessor):
             width,
             values.element_size(),
             infinity,
+            _LAST_RESORT_BITS[values.dtype],
         )
         return masked  # type: ignore[return-value]
 
@@ -124,5 +135,8 @@ def mask_with_torch(allowed: _core.AllowedRows, begin_token_id: int, scores: tor
         torch.from_numpy(rows).to(scores.device),
         torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *tokens])).to(scores.device),
     )
-    masked[at] = scores[at]
+    chosen = scores[at]
+    by_row = torch.zeros(len(verdicts), dtype=torch.bool, device=scores.device)
+    by_row[at[0][~chosen.isneginf()]] = True  # rows with an allowed token that the scores do not forbid
+    masked[at] = torch.where(by_row[at[0]], chosen, _LAST_RESORT[scores.dtype])
     return masked
