@@ -22,7 +22,8 @@ ROUNDS = 9
 class Figure:
     """One measured figure.
 
-    ``goal`` is the most that ``median`` may be, None for what is reported beside it (peers, floors).
+    ``goal`` is the most that ``median`` may be, or the least under ``at_least``; None for what is reported beside it
+    (peers, floors).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Figure:
     high: float
     goal: float | None = None
     note: str = ""
+    at_least: bool = False
 
     @classmethod
     def of(cls, name: str, unit: str, spread: Spread, *, scale: float = 1.0, **rest: Any) -> Figure:
@@ -42,6 +44,13 @@ class Figure:
         """A figure that is counted, not timed."""
         return cls(name, unit, value, value, value, **rest)
 
+    @property
+    def verdict(self) -> str:
+        """``ok`` or ``SHORT``, nothing without a goal."""
+        if self.goal is None:
+            return ""
+        return "ok" if (self.median >= self.goal if self.at_least else self.median <= self.goal) else "SHORT"
+
 
 def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -50,9 +59,9 @@ def number(value: float) -> str:
 def row(figure: Figure) -> list[str]:
     """name, goal, value with spread, verdict."""
     spread = "" if figure.low == figure.high else f" ({number(figure.low)}-{number(figure.high)})"
-    goal = "" if figure.goal is None else f"at most {number(figure.goal)} {figure.unit}"
-    verdict = "" if figure.goal is None else "ok" if figure.median <= figure.goal else "SHORT"
-    return [figure.name, goal, f"{number(figure.median)}{spread} {figure.unit}", verdict, figure.note]
+    limit = "at least" if figure.at_least else "at most"
+    goal = "" if figure.goal is None else f"{limit} {number(figure.goal)} {figure.unit}"
+    return [figure.name, goal, f"{number(figure.median)}{spread} {figure.unit}", figure.verdict, figure.note]
 
 
 HEADINGS = ("figure", "goal", "median (low-high)", "", "note")
