@@ -1,7 +1,7 @@
 """What one history of 300 to 500 tokens may go on with, asked from Python at every token of eight ten-item responses.
 
 Ours is ``HistoryRules.allowed`` on a tensor [1, length]; inside items the time includes ``tokens(0)``, the allowed ids
-as an array, outside them the verdict "anything" is all there is. No item is given twice. Beside it the published
+as an array, outside them it returns None, "anything". No item is given twice. Beside it the published
 approach (RecLM-cgen), which returns a list of ids.
 """
 
@@ -46,15 +46,15 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
     def ours(step: Step) -> object:
         allowed = rules.allowed(step.ids)
-        return allowed.tokens(0) if step.inside else allowed
+        return allowed.tokens(0) if allowed else None
 
     def theirs(step: Step) -> object:
         return published(0, step.ids[0])
 
     for step in responses:  # the same tokens, before any are timed
-        expected = theirs(step)
-        assert (expected is not None) is step.inside
-        assert expected is None or sorted(expected) == rules.allowed(step.ids).tokens(0).tolist()
+        expected, allowed = theirs(step), ours(step)
+        assert (expected is not None) is (allowed is not None) is step.inside
+        assert expected is None or sorted(expected) == allowed.tolist()
 
     methods: dict[str, Callable[[Step], object]] = {"gentrie": ours, "published": theirs}
     rounds: dict[tuple[str, str], list[float]] = defaultdict(list)

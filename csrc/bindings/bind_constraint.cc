@@ -150,7 +150,9 @@ void bind_history(py::module_& module) {
              const std::optional<InputArray<std::int64_t>>& prompt_lengths) {
             const HistoryBatch batch = history_batch(ids, rows, length, prompt_lengths);
             const py::gil_scoped_release no_gil;
-            return reader.allowed(batch);
+            std::optional<AllowedRows> allowed = reader.allowed(batch);
+            if (allowed->is_unconstrained()) allowed.reset();  // an object less to make at most tokens of free text
+            return allowed;
           },
           arg("ids"), arg("rows"), arg("length"), arg("prompt_lengths"));
 

@@ -71,6 +71,10 @@ void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& r
 
 }  // namespace
 
+bool AllowedRows::is_unconstrained() const {
+  return std::all_of(verdicts.begin(), verdicts.end(), [](Verdict verdict) { return verdict == Verdict::kFree; });
+}
+
 bool AllowedRows::is_open() const {
   return first_closed() == verdicts.size() && std::none_of(verdicts.begin(), verdicts.end(), [](Verdict verdict) {
            return verdict == Verdict::kDead || verdict == Verdict::kEmptied;

@@ -69,8 +69,8 @@ class HistoryRules:
         ]
         self._reader = _core.HistoryReader(constraints, _after(after, trie.vocab_size), on_dead == "mask")
 
-    def allowed(self, input_ids: torch.Tensor) -> _core.AllowedRows:
-        """What each row of [batch, length] on the CPU may go on with.
+    def allowed(self, input_ids: torch.Tensor) -> _core.AllowedRows | None:
+        """What each row of [batch, length] on the CPU may go on with; None where every row may with anything.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class HistoryRules:
             says how.
         """
         allowed, ids = self._read(self._reader, input_ids, self._prompt_lengths)
-        if not allowed.is_open:
+        if allowed is not None and not allowed.is_open:
             if self.on_dead == "eos" and allowed.num_dead == len(ids):
                 self._refuse_row(allowed, ids, _core.Verdict.DEAD)
             self._refuse_closed(allowed, ids)
@@ -99,21 +99,21 @@ class HistoryRules:
             row = _validate.integer("batch_id", batch_id, 0, lengths.size - 1)
             lengths = lengths[row : row + 1]
         allowed, ids = self._read(reader, input_ids.cpu().reshape(1, -1), lengths)
+        every = list(range(self.trie.vocab_size))
+        if allowed is None:
+            return every
         if not allowed.is_open:
             self._refuse_closed(allowed, ids)
-        verdict = allowed.verdicts[0]
-        if verdict > _core.Verdict.FREE_NO_BEGIN:
-            tokens: list[int] = allowed.tokens(0).tolist()
-            return tokens
-        every = list(range(self.trie.vocab_size))
-        if verdict == _core.Verdict.FREE_NO_BEGIN:
+        if allowed.verdicts[0] == _core.Verdict.FREE_NO_BEGIN:
             del every[self.begin_token_id]
-        return every
+            return every
+        tokens: list[int] = allowed.tokens(0).tolist()
+        return tokens
 
     @staticmethod
     def _read(
         reader: _core.HistoryReader, input_ids: torch.Tensor, prompt_lengths: npt.NDArray[np.int64] | None
-    ) -> tuple[_core.AllowedRows, torch.Tensor]:
+    ) -> tuple[_core.AllowedRows | None, torch.Tensor]:
         ids = input_ids
         if ids.dtype is not sys.modules["torch"].int64 or not ids.is_contiguous():
             ids = ids.long().contiguous()

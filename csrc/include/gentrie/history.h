@@ -27,6 +27,7 @@ struct AllowedRows {
   std::vector<std::pair<std::uint64_t, std::uint64_t>> spans;  ///< into tokens
   std::vector<Token> tokens;
 
+  bool is_unconstrained() const;   ///< anything may follow every row
   bool is_open() const;            ///< no row has left the trie, and something may follow each
   std::uint64_t num_dead() const;  ///< rows that have left the trie
   /// The first constrained row that nothing may follow, or the number of rows.

@@ -101,11 +101,14 @@ class TrieLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [batch, vocabulary] with -inf wherever a token may not follow ``input_ids`` [batch, length]."""
         ids, values = _validate.history_and_scores(input_ids, scores, self._rules.trie.vocab_size)
-        if values.device.type != "cpu":
-            masked = mask_with_torch(self._rules.allowed(ids.cpu()), self._rules.begin_token_id, values)
-            return masked  # type: ignore[return-value]
+        is_on_cpu = values.device.type == "cpu"
         infinity = minus_infinity(values.dtype)
-        allowed = self._rules.allowed(ids)
+        allowed = self._rules.allowed(ids if is_on_cpu else ids.cpu())
+        if allowed is None:
+            return values.clone()  # type: ignore[return-value]
+        if not is_on_cpu:
+            masked = mask_with_torch(allowed, self._rules.begin_token_id, values)
+            return masked  # type: ignore[return-value]
         values = values.contiguous()
         masked, width = torch.empty_like(values), values.shape[1]
         _core.mask_scores(
