@@ -1,7 +1,7 @@
 """Every figure that gentrie answers for, in one table: its goal, what is measured now, and the command behind it.
 
 ``python benchmarks/figures.py`` runs the scripts beside it one after the other. ``--save`` keeps the rows as JSON with
-machine, versions and commit; ``--markdown`` prints the README's table, from such a file where ``--load`` names one.
+machine, versions and commit; ``--readme`` puts them into the README, from such a file where ``--load`` names one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from gentrie.bench.harness import circumstances, write_json
 
 FOLDER = Path(__file__).parent
+README = FOLDER.parent / "README.md"
 SCRIPTS = ("lookup", "processor", "catalog_50k", "matcher", "layout")
 
 
@@ -68,18 +70,33 @@ def markdown(rows: list[tuple[Figure, str]]) -> str:
     return "\n".join(lines)
 
 
+def update_readme(rows: list[tuple[Figure, str]], where: dict[str, Any]) -> None:
+    """Replace what stands between the README's two markers."""
+    head = (
+        f"{where['cpu']}, one thread unless a row says otherwise, Python {where['python']}, "
+        f"torch {where['versions']['torch']}, commit {where['commit'][:7]}; median (range of the rounds)."
+    )
+    pattern = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- /figures -->)", re.DOTALL)
+    text, found = pattern.subn(lambda _: f"\n{head}\n\n{markdown(rows)}\n\n", README.read_text())
+    if found != 1:
+        sys.exit(f"{README} lacks the markers <!-- figures --> and <!-- /figures -->")
+    README.write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=SCRIPTS, action="append", help="run this script alone (may be repeated)")
     parser.add_argument("--real", help="folder of a real catalog: catalog.jsonl inside")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--readme", action="store_true", help="write the README's table")
     parser.add_argument("--save", type=Path, help="write the rows here as JSON")
     parser.add_argument("--load", type=Path, help="show the rows saved there instead of measuring")
     options = parser.parse_args()
     if options.load:
         saved: dict[str, Any] = json.loads(options.load.read_text())
         rows = [(Figure(**entry["figure"]), entry["command"]) for entry in saved["rows"]]
+        where = saved["circumstances"]
     else:
+        where = circumstances()
         scripts = options.only or SCRIPTS
         rows = [
             (figure, f"python benchmarks/{script}.py")
@@ -88,11 +105,10 @@ def main() -> None:
         ]
     if options.save:
         entries = [{"figure": vars(figure), "command": command} for figure, command in rows]
-        write_json(options.save, {"circumstances": circumstances(), "rows": entries})
+        write_json(options.save, {"circumstances": where, "rows": entries})
     rows += committed_rows()
-    if options.markdown:
-        print(markdown(rows))
-        return
+    if options.readme:
+        update_readme([(figure, command) for figure, command in rows if not figure.name.startswith("Table A2")], where)
     table = Table(*HEADINGS, "command")
     for figure, command in rows:
         table.add_row(*row(figure), command)
