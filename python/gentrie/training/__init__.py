@@ -1,0 +1,32 @@
+"""Losses that touch only valid tokens, from logits and straight from hidden states."""
+
+from gentrie._optional import require
+
+require("torch", extra="hf")
+
+from gentrie.training._moments import LogitMoments  # noqa: E402
+from gentrie.training._reduce import LossStats  # noqa: E402
+from gentrie.training.bear import bear_loss, linear_bear_loss  # noqa: E402
+from gentrie.training.full_vocabulary import linear_sft_loss, sft_loss  # noqa: E402
+from gentrie.training.masked_softmax import linear_masked_softmax_loss, masked_softmax_loss  # noqa: E402
+from gentrie.training.token_logprobs import (  # noqa: E402
+    linear_sequence_logprobs,
+    linear_token_logprobs,
+    sequence_logprobs,
+    token_logprobs,
+)
+
+__all__ = [
+    "LogitMoments",
+    "LossStats",
+    "bear_loss",
+    "linear_bear_loss",
+    "linear_masked_softmax_loss",
+    "linear_sequence_logprobs",
+    "linear_sft_loss",
+    "linear_token_logprobs",
+    "masked_softmax_loss",
+    "sequence_logprobs",
+    "sft_loss",
+    "token_logprobs",
+]
