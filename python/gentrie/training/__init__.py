@@ -6,9 +6,12 @@ require("torch", extra="hf")
 
 from gentrie.training._moments import LogitMoments  # noqa: E402
 from gentrie.training._reduce import LossStats  # noqa: E402
+from gentrie.training.adaptive_tau import AdaptiveTau  # noqa: E402
+from gentrie.training.beam_objective import beam_search_objective  # noqa: E402
 from gentrie.training.bear import bear_loss, linear_bear_loss  # noqa: E402
 from gentrie.training.full_vocabulary import linear_sft_loss, sft_loss  # noqa: E402
 from gentrie.training.masked_softmax import linear_masked_softmax_loss, masked_softmax_loss  # noqa: E402
+from gentrie.training.preference import PreferenceStats, linear_sdpo_loss, sdpo_loss  # noqa: E402
 from gentrie.training.token_logprobs import (  # noqa: E402
     linear_sequence_logprobs,
     linear_token_logprobs,
@@ -17,15 +20,20 @@ from gentrie.training.token_logprobs import (  # noqa: E402
 )
 
 __all__ = [
+    "AdaptiveTau",
     "LogitMoments",
     "LossStats",
+    "PreferenceStats",
+    "beam_search_objective",
     "bear_loss",
     "linear_bear_loss",
     "linear_masked_softmax_loss",
+    "linear_sdpo_loss",
     "linear_sequence_logprobs",
     "linear_sft_loss",
     "linear_token_logprobs",
     "masked_softmax_loss",
+    "sdpo_loss",
     "sequence_logprobs",
     "sft_loss",
     "token_logprobs",
