@@ -9,8 +9,8 @@ import torch
 
 from gentrie.training._scores import sum_dtype
 
-BLOCK = 1 << 19
-"""Weights in one block of the head, and logits of one block of rows: what fits the caches."""
+BLOCK = 1 << 20
+"""Weights in one block of the head: few enough for the caches."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,12 @@ class Head:
 
     def block(self, tokens: torch.Tensor | slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weights [n, D] and bias [n] of some tokens."""
-        bias = None if self.bias is None else self.bias[tokens].to(dtype)
-        return self.weight[tokens].to(dtype), bias
+        if isinstance(tokens, slice):
+            weight, bias = self.weight[tokens], None if self.bias is None else self.bias[tokens]
+        else:  # more than twice as fast on the CPU as weight[tokens]
+            weight = self.weight.index_select(0, tokens)
+            bias = None if self.bias is None else self.bias.index_select(0, tokens)
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
 
     def logits(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Logits [rows, n] of a block."""
@@ -52,11 +56,15 @@ class Head:
             return self.scale
         return (1 - (logits / self.softcap).square()) * self.scale
 
+    @property
+    def block_size(self) -> int:
+        """Tokens whose weights make a block."""
+        return max(16, BLOCK // max(1, self.weight.shape[1]))
+
     def blocks(self, start: int, stop: int) -> Iterator[slice]:
         """Ranges [start, stop) of so many rows that their weights make a block."""
-        step = max(16, BLOCK // max(1, self.weight.shape[1]))
-        for first in range(start, stop, step):
-            yield slice(first, min(first + step, stop))
+        for first in range(start, stop, self.block_size):
+            yield slice(first, min(first + self.block_size, stop))
 
     def dtype_with(self, hidden: torch.Tensor) -> torch.dtype:
         given = (hidden, self.weight) if self.bias is None else (hidden, self.weight, self.bias)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gentrie.training._head import BLOCK, Head
+from gentrie.training._head import Head
 from gentrie.training._rows import Narrow, Scope
 from gentrie.training._scores import Scores, Tau, kth_largest
 
@@ -94,6 +94,12 @@ class _Pass:
     tau: Tau
     beam_width: int | None
 
+    def all_tokens(self, head: Head) -> torch.Tensor | slice | None:
+        """The pass's tokens if they make no more than one block."""
+        if self.tokens is None:
+            return slice(0, head.weight.shape[0]) if head.weight.shape[0] <= head.block_size else None
+        return self.tokens if self.tokens.numel() <= head.block_size else None
+
     def blocks(self, head: Head) -> Iterator[tuple[slice, torch.Tensor | slice]]:
         """Positions among the pass's tokens, and the token ids there."""
         num_tokens = head.weight.shape[0] if self.tokens is None else self.tokens.numel()
@@ -126,7 +132,7 @@ def _passes(scope: Scope, head: Head, tau: Tau, beam_width: int | None) -> Itera
 
 def _narrow_passes(rows: Narrow, head: Head, tau: Tau, beam_width: int | None) -> Iterator[_Pass]:
     """One pass for each wide node, one for several small ones as long as their tokens make one block."""
-    most_tokens = max(16, BLOCK // max(1, head.weight.shape[1]))
+    most_tokens = head.block_size
     node, row = 0, 0
     while node < len(rows.node_rows):
         last, num_tokens, num_rows = node, 0, 0
@@ -176,7 +182,12 @@ class _HiddenScores(torch.autograd.Function):
         log_probs, thresholds, lse, slopes = [], [], [], []
         with full_precision(hidden.device):
             for part in _passes(scope, head, tau, beam_width):
-                sweep = _sweep(part, hidden[part.row].to(dtype), head, ctx.needs_input_grad[0])
+                states = hidden.index_select(0, part.row).to(dtype)
+                tokens = part.all_tokens(head)
+                if tokens is None:
+                    sweep = _sweep(part, states, head, ctx.needs_input_grad[0])
+                else:
+                    sweep = _sweep_one(part, tokens, states, head, ctx.needs_input_grad[0])
                 log_probs.append(sweep.log_prob)
                 lse.append(sweep.lse)
                 if sweep.threshold is not None:
@@ -199,7 +210,7 @@ class _HiddenScores(torch.autograd.Function):
         of_hidden = None
         if ctx.needs_input_grad[0]:
             of_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
-            of_hidden[scope.row] = (grad[:, None] * by_hidden).to(hidden.dtype)
+            of_hidden.index_copy_(0, scope.row, (grad[:, None] * by_hidden).to(hidden.dtype))
         of_weight, of_bias = None, None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             head = Head(weight, bias, *ctx.head)
@@ -219,8 +230,31 @@ class _Sweep:
     gradient: torch.Tensor | None
 
 
+def _sweep_one(
+    rows: _Pass, tokens: torch.Tensor | slice, hidden: torch.Tensor, head: Head, with_gradient: bool
+) -> _Sweep:
+    """A pass of one block."""
+    weight, bias = head.block(tokens, hidden.dtype)
+    logits = head.logits(hidden, weight, bias)
+    scaled = rows.scaled(logits)
+    lse = scaled.logsumexp(1)
+    log_probs = scaled.sub_(lse[:, None])
+    place = rows.place[:, None]
+    log_prob = log_probs.gather(1, place)[:, 0]
+    threshold = None
+    if rows.beam_width is not None:
+        count = rows.count if rows.count is not None else log_probs.shape[1]
+        threshold = kth_largest(log_probs, count, rows.beam_width)
+    gradient = None
+    if with_gradient:
+        values = log_probs.exp_().neg_()
+        values.scatter_add_(1, place, torch.ones_like(place, dtype=values.dtype))
+        gradient = values.mul_(head.slope(logits)).div_(rows.tau) @ weight
+    return _Sweep(log_prob, lse, threshold, gradient)
+
+
 def _sweep(rows: _Pass, hidden: torch.Tensor, head: Head, with_gradient: bool) -> _Sweep:
-    """All blocks of a pass, with a running maximum, sum, top B and mean of the head rows."""
+    """A pass of several blocks, with a running maximum, sum, top B and mean of the head rows."""
     dtype = hidden.dtype
     num_rows = hidden.shape[0]
     maximum = hidden.new_full((num_rows,), -torch.inf)
@@ -250,7 +284,7 @@ def _sweep(rows: _Pass, hidden: torch.Tensor, head: Head, with_gradient: bool) -
     lse = maximum + total.log()
     gradient = None
     if mean is not None:
-        own = head.weight[rows.label].to(dtype)
+        own = head.weight.index_select(0, rows.label).to(dtype)
         own *= chosen_slope[:, None] if isinstance(chosen_slope, torch.Tensor) else chosen_slope
         gradient = own.sub_(mean.div_(total[:, None])).div_(rows.tau)
     threshold = None
