@@ -40,7 +40,7 @@ class Block:
     prompts
         int64 [P], prompts in the rectangle; None for all, in order.
     row
-        int64 [P, n], rows of the packed sequence, each prompt's from the left; the last one repeated where it has fewer.
+        int64 [P, n], rows of the packed sequence, each prompt's in order, the last one repeated to fill the width.
     flat, target
         int64 [rows]: where in the flattened table each row of the block first stands, and which row it is.
     lengths

@@ -168,7 +168,7 @@ def _copyable(cache: Any) -> Any:
 
 
 def _selected(cache: Any, rows: torch.Tensor) -> Any:
-    """A cache of these rows [N]; the original stays as it is, for layers replace their tensors and never write to them."""
+    """A cache of these rows [N]. The original stays as it is: layers replace their tensors, they never write to them."""
     if isinstance(cache, EncoderDecoderCache):
         chosen = copy.copy(cache)
         chosen.self_attention_cache = _selected(cache.self_attention_cache, rows)
