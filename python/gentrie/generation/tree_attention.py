@@ -13,13 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
-from gentrie.generation.tree_slots import Int64Array
+from gentrie.generation.tree_blocks import Block
 
 NAME = "gentrie_tree"
 """How the attention function is called in ``transformers``' registry."""
@@ -27,35 +25,6 @@ NAME = "gentrie_tree"
 
 class UnsupportedModelError(ValueError):
     """The model cannot be served by this way of running it; the message says why."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows of prompts of one rectangle.
-
-    Attributes
-    ----------
-    batch
-        Number of the rectangle.
-    prompts
-        int64 [P], prompts in the rectangle; None for all, in order.
-    row
-        int64 [P, n], rows of the packed sequence, each prompt's in order, the last one repeated to fill the width.
-    flat, target
-        int64 [rows]: where in the flattened table each row of the block first stands, and which row it is.
-    lengths
-        int64 [P], tokens of each prompt.
-    positions
-        int64 [P, n], the place of each row in its own sequence.
-    """
-
-    batch: int
-    prompts: torch.Tensor | None
-    row: torch.Tensor
-    flat: torch.Tensor
-    target: torch.Tensor
-    lengths: torch.Tensor
-    positions: torch.Tensor
 
 
 @dataclass
@@ -124,9 +93,9 @@ class TreeCache(Cache):
         """0: positions are always given to the model."""
         return 0
 
-    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """No mask is ever made."""
-        return 0, 0
+    def get_mask_sizes(self, query_length: Any, layer_idx: int) -> tuple[int, int]:
+        """Only the new rows: no mask is ever made."""
+        return (query_length if isinstance(query_length, int) else query_length.shape[0]), 0
 
     @property
     def nbytes(self) -> tuple[int, int]:
@@ -149,12 +118,16 @@ def _stored(old: torch.Tensor | None, new: torch.Tensor, slots: torch.Tensor, ca
 _active = threading.local()
 
 
+def attention_configs(model: torch.nn.Module) -> list[Any]:
+    """The configs that name the attention of some layer of the model."""
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    return list({id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}.values())
+
+
 @contextmanager
-def tree_attention(model: PreTrainedModel, cache: TreeCache, step: Step) -> Iterator[None]:
-    """Run ``model`` with the attention of this module, in this thread; its own setting is back afterwards."""
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    configs.update({id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "to_dict")})
-    before = [(config, config._attn_implementation_internal) for config in configs.values()]
+def tree_attention(configs: list[Any], cache: TreeCache, step: Step) -> Iterator[None]:
+    """Run the models of ``configs`` with the attention of this module; their own setting is back afterwards."""
+    before = [(config, config._attn_implementation_internal) for config in configs]
     cache.step, outer = step, getattr(_active, "cache", None)
     _active.cache = cache
     try:
@@ -272,12 +245,12 @@ def _explicit(
         tree = queries @ tree_keys.transpose(-1, -2)
         tree = tree.view(num_prompts, num_rows, num_key_heads, group, -1).permute(0, 2, 3, 1, 4)
         scores = torch.cat([scores, tree], dim=-1)
-    scores = scores.float()
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if softcap is not None:
         scores = (scores / softcap).tanh_().mul_(softcap)
     scores = scores.masked_fill_(~_visible(step, block, longest, sliding_window)[:, None, None], -torch.inf)
     if sinks is not None:
-        sink = sinks.float().view(1, num_key_heads, group, 1, 1).expand(num_prompts, -1, -1, num_rows, 1)
+        sink = sinks.to(scores.dtype).view(1, num_key_heads, group, 1, 1).expand(num_prompts, -1, -1, num_rows, 1)
         weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
     else:
         weights = scores.softmax(-1)
@@ -306,65 +279,6 @@ def _visible(step: Step, block: Block, longest: int, sliding_window: int | None)
             seen = torch.cat([seen, above], dim=-1)
         step.masks[key] = seen
     return step.masks[key]
-
-
-def make_blocks(
-    batches: Int64Array,
-    prompts: Int64Array,
-    sizes: list[int],
-    lengths: Int64Array,
-    positions: Int64Array,
-    device: torch.device,
-) -> list[Block]:
-    """Group rows by rectangle and prompt, prompts with like numbers of rows together.
-
-    Parameters
-    ----------
-    batches, prompts
-        int64 [N]: the rectangle of each row and its prompt there.
-    sizes
-        Prompts of each rectangle.
-    lengths, positions
-        int64 [N]: tokens of the row's prompt, and the row's place in its own sequence.
-    """
-    blocks = []
-    order = np.lexsort((np.arange(batches.size), prompts, batches))
-    key = batches[order] * (int(prompts.max(initial=0)) + 1) + prompts[order]
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
-    counts = np.diff(starts, append=order.size)
-    runs = sorted(range(starts.size), key=lambda run: (batches[order[starts[run]]], -counts[run]))
-    first = 0
-    while first < len(runs):
-        batch = batches[order[starts[runs[first]]]]
-        width = int(counts[runs[first]])
-        last = first
-        while last < len(runs) and batches[order[starts[runs[last]]]] == batch and 2 * counts[runs[last]] >= width:
-            last += 1
-        chosen = np.array(sorted(runs[first:last]))
-        column = np.arange(width)
-        place = starts[chosen, None] + np.minimum(column, counts[chosen, None] - 1)
-        row = order[place]
-        flat = np.flatnonzero(column < counts[chosen, None])
-        which = prompts[row[:, 0]]
-        blocks.append(
-            Block(
-                batch=int(batch),
-                prompts=None if which.size == sizes[batch] else on_device(which, device),
-                row=on_device(row, device),
-                flat=on_device(flat, device),
-                target=on_device(row.ravel()[flat], device),
-                lengths=on_device(lengths[row[:, 0]], device),
-                positions=on_device(positions[row], device),
-            )
-        )
-        first = last
-    return blocks
-
-
-def on_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """The array as a tensor there, copied without waiting for the device."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -20,7 +20,8 @@ class TreeHead:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._module: Any = model.get_output_embeddings()
+        whole: Any = model
+        self._module: Any = whole.get_output_embeddings()
         if self._module is None or not hasattr(self._module, "weight"):
             raise ValueError(f"{type(model).__name__} has no LM head")
         config = model.config.get_text_config(decoder=True)
@@ -45,7 +46,8 @@ class TreeHead:
             raw = self._module(hidden)[:, token_ids]
         if self._scale != 1.0:
             raw = raw * self._scale
-        return raw if self._softcap is None else (raw / self._softcap).tanh() * self._softcap
+        logits: torch.Tensor = raw if self._softcap is None else (raw / self._softcap).tanh() * self._softcap
+        return logits
 
     def _selected(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias of some tokens. The last selection is kept: it is the catalog's at every step."""
@@ -56,7 +58,7 @@ class TreeHead:
             self._rows = rows
         return rows[2], rows[3]
 
-    def _check(self, model: PreTrainedModel) -> None:
+    def _check(self, model: Any) -> None:
         """Raise ValueError where the model makes its logits in some other way."""
         seen: list[torch.Tensor] = []
         body = model.get_decoder() if model.config.is_encoder_decoder else model.base_model

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from gentrie.generation.tree_attention import (
-    Block,
     Step,
     TreeCache,
     UnsupportedModelError,
-    make_blocks,
-    on_device,
+    attention_configs,
     tree_attention,
 )
+from gentrie.generation.tree_blocks import on_device, prompt_block, tree_blocks
 from gentrie.generation.tree_slots import Int64Array, TreeSlots
 
 
@@ -24,13 +25,13 @@ class PackedForward:
     padded_tokens = 0
 
     def __init__(self, model: PreTrainedModel, slots: TreeSlots) -> None:
-        if model.config.is_encoder_decoder:
-            raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder")
-        self._body: PreTrainedModel = model.base_model
+        if model.config.is_encoder_decoder or not model._supports_attention_backend:
+            raise UnsupportedModelError(f"{type(model).__name__} is no decoder that uses the attention interface")
+        self._body: Any = model.base_model
+        self._configs = attention_configs(self._body)
         self._slots = slots
         self._cache = TreeCache()
-        self._first: list[int] = []  # number of the first prompt of each rectangle
-        self._sizes: list[int] = []
+        self._batches: list[tuple[int, int]] = []  # first prompt and number of prompts of each call of encode
 
     @property
     def nbytes(self) -> tuple[int, int]:
@@ -42,29 +43,20 @@ class PackedForward:
         ends = np.cumsum(lengths)
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         nothing = torch.empty(positions.size, 0, dtype=torch.int64, device=inputs.device)
-        step = Step(None, nothing, nothing.bool(), [_rectangle(len(self._sizes), lengths, inputs.device)])
+        step = Step(None, nothing, nothing.bool(), [prompt_block(len(self._batches), lengths, inputs.device)])
         hidden = self._run(inputs, positions, step)
         layers = set(range(self._body.config.get_text_config(decoder=True).num_hidden_layers))
         if step.stored != layers or step.attended != layers:
             raise UnsupportedModelError(
                 f"{type(self._body).__name__} does not use the attention interface in every layer"
             )
-        self._first.append(sum(self._sizes))
-        self._sizes.append(lengths.size)
+        self._batches.append((sum(size for _, size in self._batches), lengths.size))
         return hidden[on_device(ends - 1, hidden.device)]
 
     def extend(self, slots: Int64Array, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states [N, D] of new positions, of which earlier ones may be ancestors of later ones."""
         prompts, positions = self._slots.prompts_of(slots), self._slots.positions_of(slots)
-        rectangle = np.searchsorted(self._first, prompts, side="right") - 1
-        blocks = make_blocks(
-            rectangle,
-            prompts - np.array(self._first)[rectangle],
-            self._sizes,
-            self._slots.prompt_lengths[prompts],
-            positions,
-            tokens.device,
-        )
+        blocks = tree_blocks(prompts, positions, self._batches, self._slots.prompt_lengths, tokens.device)
         above = self._slots.ancestors(slots)
         step = Step(
             on_device(slots, tokens.device),
@@ -78,7 +70,7 @@ class PackedForward:
     def _run(self, inputs: torch.Tensor, positions: Int64Array, step: Step) -> torch.Tensor:
         """Hidden states [N, D] of packed ids [N] or embeddings [N, D]."""
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
-        with tree_attention(self._body, self._cache, step):
+        with tree_attention(self._configs, self._cache, step):
             output = self._body(
                 **{name: inputs[None]},
                 position_ids=on_device(positions, inputs.device)[None],
@@ -88,20 +80,3 @@ class PackedForward:
             )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
-
-
-def _rectangle(batch: int, lengths: Int64Array, device: torch.device) -> Block:
-    """All tokens of packed prompts as one block."""
-    column = np.arange(lengths.max())
-    starts = np.cumsum(lengths) - lengths
-    place = np.minimum(column, lengths[:, None] - 1)
-    row, flat = starts[:, None] + place, np.flatnonzero(column < lengths[:, None])
-    return Block(
-        batch=batch,
-        prompts=None,
-        row=on_device(row, device),
-        flat=on_device(flat, device),
-        target=on_device(row.ravel()[flat], device),
-        lengths=on_device(lengths, device),
-        positions=on_device(place, device),
-    )

@@ -27,7 +27,8 @@ class PaddedForward:
     def __init__(self, model: PreTrainedModel, slots: TreeSlots) -> None:
         self._model, self._slots = model, slots
         self._encoder_decoder = model.config.is_encoder_decoder
-        self._body: Any = model.get_decoder() if self._encoder_decoder else model.base_model
+        whole: Any = model
+        self._body: Any = whole.get_decoder() if self._encoder_decoder else whole.base_model
         self._takes = inspect.signature(self._body.forward).parameters
         self._batches: list[_Batch] = []
         self._first: list[int] = []
@@ -168,7 +169,7 @@ def _copyable(cache: Any) -> Any:
 
 
 def _selected(cache: Any, rows: torch.Tensor) -> Any:
-    """A cache of these rows [N]. The original stays as it is: layers replace their tensors, they never write to them."""
+    """A cache of these rows [N]. The original stays as it is: layers replace their tensors, and never write to them."""
     if isinstance(cache, EncoderDecoderCache):
         chosen = copy.copy(cache)
         chosen.self_attention_cache = _selected(cache.self_attention_cache, rows)
