@@ -33,6 +33,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 8,
         "attn_logit_softcapping": 3.0,
         "final_logit_softcapping": 5.0,
+        "attn_implementation": "eager",  # older transformers' sdpa drops the soft-cap
     },
     "Cohere": {"logit_scale": 0.25, "head_dim": 4},
     "Granite": {"logits_scaling": 4.0, "attention_multiplier": 0.3, "head_dim": 4},

@@ -158,7 +158,7 @@ def _attend(
         raise RuntimeError(f"the attention {NAME!r} works only inside a TreeDecoder, in the thread that called it")
     step = cache.step
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
-    _refuse(module, step, layer_idx, attention_mask, sliding_window, others)
+    _refuse(module, step, layer_idx, query.shape[2], attention_mask, sliding_window, others)
     step.attended.add(layer_idx)
     layer = cache.stores[layer_idx]
     rows = query[0].transpose(0, 1)
@@ -181,6 +181,7 @@ def _refuse(
     module: torch.nn.Module,
     step: Step,
     layer_idx: int,
+    num_rows: int,
     attention_mask: torch.Tensor | None,
     sliding_window: int | None,
     others: dict[str, Any],
@@ -192,7 +193,10 @@ def _refuse(
         raise UnsupportedModelError(f"{name} makes its own attention mask")
     if others.get("position_bias") is not None:
         raise UnsupportedModelError(f"{name} adds a bias to its attention scores")
-    if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+    bidirectional = (
+        others.get("is_causal") is False and num_rows > 1
+    )  # of one row some models say so without meaning it
+    if bidirectional or getattr(module, "is_causal", True) is False:
         raise UnsupportedModelError(f"{name} is not causal")
     config: Any = getattr(module, "config", None)
     layer_types = getattr(config, "layer_types", None)
