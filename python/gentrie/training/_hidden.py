@@ -19,8 +19,8 @@ from gentrie.training._head import Head
 from gentrie.training._rows import Narrow, Scope
 from gentrie.training._scores import Scores, Tau, kth_largest
 
-_MOST_ROWS = 1024
-"""Most rows in a pass."""
+_MOST_ROWS, _MOST_LOGITS = 1024, 1 << 20
+"""Most rows in a pass, and most logits in one of its blocks."""
 
 
 @dataclass(frozen=True)
@@ -124,21 +124,22 @@ class _Pass:
 def _passes(scope: Scope, head: Head, tau: Tau, beam_width: int | None) -> Iterator[_Pass]:
     """All passes, their rows in the order of ``scope``."""
     yield from _narrow_passes(scope.narrow, head, tau, beam_width)
+    step = _most_rows(head)
     for rows, temperature, k in ((scope.wide, tau, beam_width), (scope.free, 1.0, None)):
-        for start in range(0, len(rows), _MOST_ROWS):
-            row, label = rows.row[start : start + _MOST_ROWS], rows.label[start : start + _MOST_ROWS]
+        for start in range(0, len(rows), step):
+            row, label = rows.row[start : start + step], rows.label[start : start + step]
             yield _Pass(row, label, label, None, None, None, temperature, k)
 
 
 def _narrow_passes(rows: Narrow, head: Head, tau: Tau, beam_width: int | None) -> Iterator[_Pass]:
     """One pass for each wide node, one for several small ones as long as their tokens make one block."""
-    most_tokens = head.block_size
+    most_tokens, most_rows = head.block_size, _most_rows(head)
     node, row = 0, 0
     while node < len(rows.node_rows):
         last, num_tokens, num_rows = node, 0, 0
         while last < len(rows.node_rows) and (
             last == node
-            or (num_tokens + rows.node_count[last] <= most_tokens and num_rows + rows.node_rows[last] <= _MOST_ROWS)
+            or (num_tokens + rows.node_count[last] <= most_tokens and num_rows + rows.node_rows[last] <= most_rows)
         ):
             num_tokens += int(rows.node_count[last])
             num_rows += int(rows.node_rows[last])
@@ -146,8 +147,8 @@ def _narrow_passes(rows: Narrow, head: Head, tau: Tau, beam_width: int | None) -
         first = int(rows.node_start[node])
         tokens = rows.tokens[first : first + num_tokens]
         alone = last == node + 1
-        for start in range(row, row + num_rows, _MOST_ROWS):
-            part = slice(start, min(start + _MOST_ROWS, row + num_rows))
+        for start in range(row, row + num_rows, most_rows):
+            part = slice(start, min(start + most_rows, row + num_rows))
             offset = rows.start[part] - first
             yield _Pass(
                 rows.row[part],
@@ -160,6 +161,10 @@ def _narrow_passes(rows: Narrow, head: Head, tau: Tau, beam_width: int | None) -
                 beam_width,
             )
         node, row = last, row + num_rows
+
+
+def _most_rows(head: Head) -> int:
+    return max(2, min(_MOST_ROWS, _MOST_LOGITS // head.block_size))
 
 
 class _HiddenScores(torch.autograd.Function):
@@ -318,11 +323,17 @@ def _head_gradient(
             column, inside = rows.label_in(part)
             values.scatter_add_(1, column[:, None], inside[:, None].to(dtype))
             values *= outer * head.slope(logits)
-            index = torch.arange(part.start, part.stop, device=hidden.device) if isinstance(tokens, slice) else tokens
-            if into is not None:
-                into.index_add_(0, index, values.t() @ states)
-            if into_bias is not None:
-                into_bias.index_add_(0, index, values.sum(0))
+            by_bias = values.sum(0)
+            if isinstance(tokens, slice):
+                if into is not None:
+                    into[tokens].addmm_(values.t(), states)
+                if into_bias is not None:
+                    into_bias[tokens] += by_bias
+            else:
+                if into is not None:
+                    into.index_add_(0, tokens, values.t() @ states)
+                if into_bias is not None:
+                    into_bias.index_add_(0, tokens, by_bias)
         start = stop
     return (
         None if into is None else into.to(head.weight.dtype),
