@@ -158,9 +158,8 @@ def test_the_attention_setting_is_back_after_an_error(monkeypatch):
         decoder.extend(decoder.prompt_slots, [7])
     assert model.config._attn_implementation == "sdpa"
     monkeypatch.undo()
-    live = decoder.num_slots
+    assert decoder.num_slots == 1
     decoder.extend(decoder.prompt_slots, [7])
-    assert decoder.num_slots == live + 1
     assert model(torch.tensor([[5, 6]])).logits.shape == (1, 2, VOCAB_SIZE)
 
 

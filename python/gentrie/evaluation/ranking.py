@@ -90,7 +90,7 @@ def _hits(
 ) -> tuple[npt.NDArray[np.bool_], Int64Array]:
     """Bool [users, k], each target counted at its first place only, and the number of targets of each user."""
     rows = check_recommended(recommended, k)
-    values, users = _flat_targets(targets, rows.shape[0])
+    values, users = flat_targets(targets, rows.shape[0])
     if trie is not None:
         rows, values = representatives(rows, trie), representatives(values, trie)
     width = int(max(rows.max(initial=0), values.max(initial=0))) + 1
@@ -120,7 +120,7 @@ def first_occurrences(rows: Int64Array) -> npt.NDArray[np.bool_]:
     return first
 
 
-def _flat_targets(targets: Targets, num_users: int) -> tuple[Int64Array, Int64Array]:
+def flat_targets(targets: Targets, num_users: int) -> tuple[Int64Array, Int64Array]:
     """Ids and the user of each."""
     if len(targets) != num_users:
         raise ValueError(f"targets are of {len(targets)} users, recommended of {num_users}")

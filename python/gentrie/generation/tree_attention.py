@@ -195,7 +195,7 @@ def _refuse(
         raise UnsupportedModelError(f"{name} adds a bias to its attention scores")
     bidirectional = (
         others.get("is_causal") is False and num_rows > 1
-    )  # of one row some models say so without meaning it
+    )  # said of one row, it means nothing
     if bidirectional or getattr(module, "is_causal", True) is False:
         raise UnsupportedModelError(f"{name} is not causal")
     config: Any = getattr(module, "config", None)

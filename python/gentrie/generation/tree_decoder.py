@@ -159,7 +159,11 @@ class TreeDecoder:
         assert self._forward is not None
         ids = ids.astype(np.int64)
         slots = self._slots.add_rows(behind.astype(np.int64), ids)
-        hidden = self._forward.extend(slots, torch.from_numpy(ids).to(self.device))
+        try:
+            hidden = self._forward.extend(slots, torch.from_numpy(ids).to(self.device))
+        except BaseException:
+            self._slots.drop(slots)
+            raise
         self.stats.calls += 1
         self.stats.tokens += ids.size
         self.stats.padded_slots = self._forward.padded_tokens

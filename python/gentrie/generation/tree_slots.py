@@ -99,9 +99,12 @@ class TreeSlots:
         kept[slots] = True
         above = self.ancestors(slots)
         kept[above[above >= 0]] = True
-        dropped = np.flatnonzero(~kept & (self._depth != _FREE))
-        self._depth[dropped] = _FREE
-        self._free = np.concatenate([self._free, dropped])
+        self.drop(np.flatnonzero(~kept & (self._depth != _FREE)))
+
+    def drop(self, slots: Int64Array) -> None:
+        """Free these slots, behind which nothing may stand."""
+        self._depth[slots] = _FREE
+        self._free = np.concatenate([self._free, slots])
 
     def prompts_of(self, slots: Int64Array) -> Int64Array:
         """The prompt's number of each slot."""
