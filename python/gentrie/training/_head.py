@@ -9,7 +9,7 @@ import torch
 
 from gentrie.training._scores import sum_dtype
 
-BLOCK = 1 << 20
+BLOCK = 3 << 18
 """Weights in one block of the head: few enough for the caches."""
 
 

@@ -286,6 +286,7 @@ def _sweep(rows: _Pass, hidden: torch.Tensor, head: Head, with_gradient: bool) -
                 chosen_slope = torch.where(inside, slope.gather(1, column[:, None])[:, 0], chosen_slope)
             mean.mul_(shrunk[:, None]).addmm_(weights * slope, weight)
         maximum = higher
+        del weight  # before the next block is gathered
     lse = maximum + total.log()
     gradient = None
     if mean is not None:
