@@ -1,5 +1,7 @@
 """Hidden states in the token tree are those of the plain model on prompt and path."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -161,6 +163,55 @@ def test_the_attention_setting_is_back_after_an_error(monkeypatch):
     assert decoder.num_slots == 1
     decoder.extend(decoder.prompt_slots, [7])
     assert model(torch.tensor([[5, 6]])).logits.shape == (1, 2, VOCAB_SIZE)
+
+
+def test_a_prompt_that_fails_leaves_the_others_as_they_were(monkeypatch):
+    model = tree_model("llama")
+    tree = Tree(model, [[5, 6]])
+    monkeypatch.setattr(model.model.layers[1].mlp, "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tree.decoder.add_prompts(torch.tensor([[7, 8, 9]]))
+    monkeypatch.undo()
+    slots, hidden = tree.decoder.add_prompts(torch.tensor([[10]]))
+    tree.prompts.append([10])
+    tree.paths[int(slots[0])] = (1, [])
+    tree.compare(slots, hidden)
+    tree.extend([int(slots[0]), int(tree.decoder.prompt_slots[0])], [11, 12])
+
+
+def test_each_device(device):
+    model = copy.deepcopy(tree_model("Gemma2")).to(device)
+    ids, mask = padded([[5, 6, 7, 8, 9], [10]], "left")
+    decoder = TreeDecoder(model, ids.to(device), mask.to(device))
+    first, second = decoder.prompt_slots.tolist()
+    _, hidden = decoder.extend([first, ~0, second], torch.tensor([11, 12, 13], device=device))
+    expected = logits_behind(tree_model("Gemma2"), [([5, 6, 7, 8, 9], [11]), ([5, 6, 7, 8, 9], [11, 12]), ([10], [13])])
+    torch.testing.assert_close(decoder.logits(hidden).cpu(), expected, rtol=1e-4, atol=1e-4)
+    some = decoder.logits(hidden, torch.tensor([3, 40], device=device)).cpu()
+    torch.testing.assert_close(some, expected[:, [3, 40]], rtol=1e-4, atol=1e-4)
+
+
+def test_wrappers_are_taken_off():
+    ids = torch.tensor([[5, 6]])
+    plain = TreeDecoder(tree_model("llama"), ids)
+    with pytest.warns(UserWarning, match="runs uncompiled"):
+        compiled = TreeDecoder(torch.compile(tree_model("llama")), ids)
+    torch.testing.assert_close(compiled.prompt_hidden, plain.prompt_hidden)
+
+
+def test_adapters_count():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        copy.deepcopy(tree_model("llama")),
+        peft.LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False),
+    ).eval()
+    prompt, path = [5, 6, 7], [8, 9]
+    decoder = TreeDecoder(model, torch.tensor([prompt]))
+    _, hidden = decoder.extend([int(decoder.prompt_slots[0]), ~0], path)
+    expected = logits_behind(model.get_base_model(), [(prompt, path)])
+    torch.testing.assert_close(decoder.logits(hidden[-1:]), expected, rtol=1e-4, atol=1e-4)
+    some = decoder.logits(hidden[-1:], torch.tensor([4, 30]))
+    torch.testing.assert_close(some, expected[:, [4, 30]], rtol=1e-4, atol=1e-4)
 
 
 def test_linear_attention_runs_on_whole_paths():

@@ -89,6 +89,11 @@ class TreeCache(Cache):
             )
         return key_states, value_states
 
+    def forget_prompts(self, count: int) -> None:
+        """Drop what a call that failed has stored: all but the first ``count`` rectangles."""
+        for layer in self.stores.values():
+            del layer.prompts[count:]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: positions are always given to the model."""
         return 0
@@ -193,9 +198,7 @@ def _refuse(
         raise UnsupportedModelError(f"{name} makes its own attention mask")
     if others.get("position_bias") is not None:
         raise UnsupportedModelError(f"{name} adds a bias to its attention scores")
-    bidirectional = (
-        others.get("is_causal") is False and num_rows > 1
-    )  # said of one row, it means nothing
+    bidirectional = others.get("is_causal") is False and num_rows > 1  # said of one row, it means nothing
     if bidirectional or getattr(module, "is_causal", True) is False:
         raise UnsupportedModelError(f"{name} is not causal")
     config: Any = getattr(module, "config", None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from gentrie.generation.tree_attention import UnsupportedModelError
@@ -49,8 +51,9 @@ class TreeDecoder:
     ----------
     model
         A decoder-only model or an encoder-decoder with an LM head, in evaluation mode; also wrapped by PEFT (but not
-        prompt tuning). Its attention setting is exchanged during each call and restored, so other threads may not use
-        it meanwhile.
+        prompt tuning), by DDP or, with a warning, compiled. Its attention setting is exchanged during each call and
+        restored, so other threads may not use it meanwhile. Soft-caps and windows of the attention are honoured in any
+        setting.
     input_ids
         int64 [B, T].
     attention_mask
@@ -205,7 +208,14 @@ class TreeDecoder:
 
 
 def _language_model(model: Any) -> PreTrainedModel:
-    """The model inside a PEFT wrapper, checked."""
+    """The model inside wrappers, checked."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    if hasattr(model, "_orig_mod"):
+        warnings.warn(
+            "the compiled model runs uncompiled: rows of a token tree change their shape at each call", stacklevel=3
+        )
+        model = model._orig_mod
     if hasattr(model, "get_base_model"):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             raise ValueError(

@@ -44,7 +44,11 @@ class PackedForward:
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         nothing = torch.empty(positions.size, 0, dtype=torch.int64, device=inputs.device)
         step = Step(None, nothing, nothing.bool(), [prompt_block(len(self._batches), lengths, inputs.device)])
-        hidden = self._run(inputs, positions, step)
+        try:
+            hidden = self._run(inputs, positions, step)
+        except BaseException:
+            self._cache.forget_prompts(len(self._batches))
+            raise
         layers = set(range(self._body.config.get_text_config(decoder=True).num_hidden_layers))
         if step.stored != layers or step.attended != layers:
             raise UnsupportedModelError(
