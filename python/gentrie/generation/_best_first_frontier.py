@@ -19,7 +19,7 @@ _HALVINGS = 40
 class Prefix:
     """A choice and the forced tokens behind it, up to the next branch or the item's end."""
 
-    __slots__ = ("is_item", "matcher", "num_chosen", "parent", "score", "scores", "slot", "tokens")
+    __slots__ = ("gumbel", "is_item", "matcher", "num_chosen", "parent", "score", "scores", "slot", "tokens")
 
     def __init__(
         self, parent: Prefix | None, tokens: list[int], scores: list[float], matcher: _core.Matcher, is_item: bool
@@ -32,6 +32,7 @@ class Prefix:
         self.is_item = is_item
         self.num_chosen = 1 if parent is not None else 0
         self.slot = -1
+        self.gumbel = 0.0  # of sampling without replacement
 
     def fed(self) -> list[int]:
         """Tokens whose hidden states are needed: nothing is chosen behind an item's last."""
@@ -177,7 +178,7 @@ class Frontier:
         last = self._last() if len(self._found) >= self._wanted else -np.inf
         for at in np.flatnonzero(totals >= last).tolist():
             self._order += 1
-            heapq.heappush(self._open, (-float(totals[at]), self._order, prefix, int(tokens[at])))
+            self._push(-float(totals[at]), self._order, prefix, int(tokens[at]))
 
     def _pop(self) -> Prefix:
         minus, _, parent, token = heapq.heappop(self._open)
@@ -200,7 +201,14 @@ class Frontier:
         assert prefix.parent is not None
         if self._renormalised:
             prefix.scores = [0.0] * len(prefix.tokens)
-        heapq.heappush(self._open, (-prefix.score, 0, prefix.parent, -1))
+        self._push(-prefix.score, 0, prefix.parent, -1)
+
+    def _push(self, minus: float, order: int, parent: Prefix, token: int) -> None:
+        heapq.heappush(self._open, (minus, order, parent, token))
+
+    def _rank(self, prefix: Prefix) -> float:
+        """What items are ordered by."""
+        return prefix.score
 
     def _is_free(self, prefix: Prefix) -> bool:
         """Whether it is an item whose score is known."""
@@ -208,7 +216,7 @@ class Frontier:
 
     def _finish(self, prefix: Prefix) -> None:
         self._order += 1
-        bisect.insort(self._found, (-prefix.score, self._order, prefix))
+        bisect.insort(self._found, (-self._rank(prefix), self._order, prefix))
 
     def _last(self) -> float:
         return -self._found[self._wanted - 1][0]
