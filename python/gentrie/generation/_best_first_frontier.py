@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core
+from gentrie.generation.item_scores import ItemScores
 from gentrie.trie import TokenTrie
 
 Float64Array = npt.NDArray[np.float64]
@@ -19,7 +20,19 @@ _HALVINGS = 40
 class Prefix:
     """A choice and the forced tokens behind it, up to the next branch or the item's end."""
 
-    __slots__ = ("gumbel", "is_item", "matcher", "num_chosen", "parent", "score", "scores", "slot", "tokens")
+    __slots__ = (
+        "begins",
+        "first_leaf",
+        "gumbel",
+        "is_item",
+        "matcher",
+        "num_chosen",
+        "parent",
+        "score",
+        "scores",
+        "slot",
+        "tokens",
+    )
 
     def __init__(
         self, parent: Prefix | None, tokens: list[int], scores: list[float], matcher: _core.Matcher, is_item: bool
@@ -33,6 +46,8 @@ class Prefix:
         self.num_chosen = 1 if parent is not None else 0
         self.slot = -1
         self.gumbel = 0.0  # of sampling without replacement
+        self.first_leaf = 0  # kept up where items have scores of their own
+        self.begins: dict[int, int] = {}  # the same, by next token
 
     def fed(self) -> list[int]:
         """Tokens whose hidden states are needed: nothing is chosen behind an item's last."""
@@ -71,11 +86,24 @@ class Frontier:
         Rows not known to be needed, as a share of those that are.
     renormalised
         Whether scores are over the valid tokens, so that forced tokens need no model.
+    item_scores, prompt, alpha
+        D3: a token scores ``alpha * log p + (1 - alpha) * log q``, where q is its share of the prompt's item scores.
     """
 
     def __init__(
-        self, trie: TokenTrie, matcher: _core.Matcher, wanted: int, speculation: float, renormalised: bool
+        self,
+        trie: TokenTrie,
+        matcher: _core.Matcher,
+        wanted: int,
+        speculation: float,
+        renormalised: bool,
+        item_scores: ItemScores | None = None,
+        prompt: int = 0,
+        alpha: float = 1.0,
     ) -> None:
+        self._item_scores = item_scores
+        self._prompt = prompt
+        self._alpha = alpha
         self._trie = trie
         self._wanted = wanted
         self._speculation = speculation
@@ -100,7 +128,7 @@ class Frontier:
             self._branch(above, scores, vocabulary)
             return
         # Forced from the root on: an open prefix like any other, whose first token was no choice.
-        first = 0.0 if self._renormalised else float(scores[np.searchsorted(vocabulary, root.tokens[0])])
+        first = 0.0 if self._renormalised else float(self._alpha * scores[np.searchsorted(vocabulary, root.tokens[0])])
         root.parent, root.scores, root.score = above, [first], first
         self._push_prefix(root)
 
@@ -161,7 +189,7 @@ class Frontier:
         if not self._renormalised:
             run = prefix.tokens[1:]
             columns = np.searchsorted(vocabulary, run)
-            prefix.scores += scores[np.arange(len(run)), columns].tolist()
+            prefix.scores += (self._alpha * scores[np.arange(len(run)), columns]).tolist()
             prefix.score += float(sum(prefix.scores[1:]))
         if prefix.is_item:
             self._finish(prefix)
@@ -169,11 +197,15 @@ class Frontier:
             self._branch(prefix, scores[-1], vocabulary)
 
     def _branch(self, prefix: Prefix, scores: Float64Array, vocabulary: npt.NDArray[np.int32]) -> None:
-        tokens = prefix.matcher.allowed_tokens()[1]
+        tokens = np.sort(prefix.matcher.allowed_tokens()[1])
         own = scores[np.searchsorted(vocabulary, tokens)]
         if self._renormalised:
             highest = own.max()
             own = own - (highest + np.log(np.exp(own - highest).sum()))
+        if self._item_scores is not None:
+            shares, begins = self._item_scores.log_shares(self._prompt, prefix.matcher.state, prefix.first_leaf, tokens)
+            own = self._alpha * own + (1 - self._alpha) * shares
+            prefix.begins = dict(zip(tokens.tolist(), begins.tolist(), strict=True))
         totals = prefix.score + np.minimum(own, 0.0)
         last = self._last() if len(self._found) >= self._wanted else -np.inf
         for at in np.flatnonzero(totals >= last).tolist():
@@ -186,16 +218,20 @@ class Frontier:
             return self._root
         matcher = parent.matcher.fork()
         matcher.accept_token(token)
-        prefix = self._follow(parent, matcher, [token])
+        prefix = self._follow(parent, matcher, [token], parent.begins.get(token, 0))
         prefix.scores = [-minus - parent.score] + [0.0] * ((len(prefix.tokens) - 1) * self._renormalised)
         prefix.score = -minus
         return prefix
 
-    def _follow(self, parent: Prefix | None, matcher: _core.Matcher, tokens: list[int]) -> Prefix:
+    def _follow(self, parent: Prefix | None, matcher: _core.Matcher, tokens: list[int], first_leaf: int = 0) -> Prefix:
         run = matcher.forced_tokens().tolist()
         for token in run:
+            if self._item_scores is not None:  # a filter may force a token at a branch
+                first_leaf = self._item_scores.first_leaf(matcher.state, first_leaf, token)
             matcher.accept_token(token)
-        return Prefix(parent, [*tokens, *run], [], matcher, self._trie.is_leaf(matcher.state))
+        prefix = Prefix(parent, [*tokens, *run], [], matcher, self._trie.is_leaf(matcher.state))
+        prefix.first_leaf = first_leaf
+        return prefix
 
     def _push_prefix(self, prefix: Prefix) -> None:
         assert prefix.parent is not None

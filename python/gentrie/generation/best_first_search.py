@@ -13,6 +13,7 @@ import torch
 from gentrie import _core, _validate
 from gentrie.generation._best_first_frontier import Frontier
 from gentrie.generation._frontier_search import FrontierSearch
+from gentrie.generation.item_scores import ItemScores
 from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.item_filter import make_filters
 from gentrie.matcher import make_constraint
@@ -89,6 +90,8 @@ def best_first_search(
     num_results: int = 10,
     scope: Literal["trie", "vocab"] = "trie",
     item_filter: Any = None,
+    item_scores: Any = None,
+    alpha: float | None = None,
     max_calls: int | None = None,
     max_rows_per_call: int = 256,
     speculation: float = 0.2,
@@ -118,6 +121,9 @@ def best_first_search(
         free; ``"vocab"``: over the whole vocabulary, forced tokens cost log-probability.
     item_filter
         Items that may be given, as in :class:`TrieLogitsProcessor`; also one a prompt.
+    item_scores, alpha
+        D3: real numbers [prompts, items], column i for item id i, and a weight in [0, 1]. A token then scores
+        ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed tokens.
     max_calls
         Calls of the model behind the prompts after which the search ends with what it has, and the gap left.
     max_rows_per_call
@@ -146,14 +152,30 @@ def best_first_search(
     width = _validate.integer("max_rows_per_call", max_rows_per_call, 1, 2**31 - 1)
     if not 0 <= speculation < float("inf"):
         raise ValueError(f"speculation={speculation} is outside [0, inf)")
+    if (item_scores is None) != (alpha is None):
+        raise ValueError("item_scores and alpha go together, one of them is missing")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha} is outside [0, 1], so no prefix bounds its items")
+    outside = None if item_scores is None else ItemScores(trie, item_scores)
     filters = make_filters(trie, item_filter)
     decoder = TreeDecoder(model, input_ids, attention_mask, inputs_embeds=inputs_embeds)
     prompts = len(decoder.prompt_slots)
     if len(filters) not in (1, prompts):
         raise ValueError(f"item_filter has {len(filters)} entries for {prompts} prompts")
+    if outside is not None and outside.num_prompts != prompts:
+        raise ValueError(f"item_scores has {outside.num_prompts} rows for {prompts} prompts")
     matchers = [_core.Matcher(make_constraint(trie, None, None, False, chosen)) for chosen in filters]
     frontiers = [
-        Frontier(trie, matchers[row if len(filters) > 1 else 0].fork(), wanted, float(speculation), scope == "trie")
+        Frontier(
+            trie,
+            matchers[row if len(filters) > 1 else 0].fork(),
+            wanted,
+            float(speculation),
+            scope == "trie",
+            outside,
+            row,
+            1.0 if alpha is None else float(alpha),
+        )
         for row in range(prompts)
     ]
     FrontierSearch(decoder, trie, frontiers, scope).run(limit, width)
