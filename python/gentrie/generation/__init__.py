@@ -11,12 +11,15 @@ from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: 
 from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
 from gentrie.generation.logits_processor import TrieLogitsProcessor  # noqa: E402
 from gentrie.generation.response_template import ResponseTemplate  # noqa: E402
+from gentrie.generation.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
 
 __all__ = [
     "BestFirstResult",
     "ItemSamples",
     "ResponseTemplate",
     "TextWithItems",
+    "TreeDecoder",
+    "TreeStats",
     "TrieLogitsProcessor",
     "add_item_tokens",
     "best_first_search",

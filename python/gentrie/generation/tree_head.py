@@ -8,6 +8,8 @@ from weakref import WeakSet
 import torch
 from transformers import PreTrainedModel
 
+from gentrie._lm_head import logit_scale, logit_softcap
+
 _checked: WeakSet[PreTrainedModel] = WeakSet()
 
 
@@ -25,7 +27,7 @@ class TreeHead:
         if self._module is None or not hasattr(self._module, "weight"):
             raise ValueError(f"{type(model).__name__} has no LM head")
         config = model.config.get_text_config(decoder=True)
-        self._scale, self._softcap = _scale(config), getattr(config, "final_logit_softcapping", None)
+        self._scale, self._softcap = _scale(config), logit_softcap(config)
         self._rows: tuple[torch.Tensor, int, torch.Tensor, torch.Tensor | None] | None = None
         if model not in _checked:
             self._check(model)
@@ -80,12 +82,8 @@ class TreeHead:
 
 
 def _scale(config: Any) -> float:
-    """What the model multiplies its raw logits by."""
-    scale = float(getattr(config, "logit_scale", None) or 1.0) * float(
-        getattr(config, "lm_head_multiplier", None) or 1.0
-    )
-    scaling = float(getattr(config, "logits_scaling", None) or 1.0)
-    scale *= scaling if config.model_type.startswith("hyperclovax") else 1 / scaling
+    """What the model multiplies its raw logits by, or the hidden states that it hands to its head."""
+    scale = logit_scale(config)
     if config.is_encoder_decoder and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
         scale *= config.d_model**-0.5 if config.model_type in _SCALED_WHEN_TIED else 1.0
     return scale
