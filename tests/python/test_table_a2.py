@@ -21,7 +21,7 @@ from gentrie.bench.baselines.transformers_prefix import DictTriePrefix
 from gentrie.bench.catalogs import TokenisedCatalog, tokenised_catalogs
 from gentrie.bench.harness import Spread, compare, in_turns, write_json
 from gentrie.bench.responses import OUTER_TOKENS, ControlTokens, ScriptProcessor, write_answers
-from gentrie.bench.table_a2 import GENTRIE, METHODS, PAPER, UNCONSTRAINED, Settings, run
+from gentrie.bench.table_a2 import GENTRIE, METHODS, PAPER, SKIPPING, UNCONSTRAINED, Settings, run
 from gentrie.bench.table_a2_report import table
 from gentrie.generation import TrieLogitsProcessor
 
@@ -166,10 +166,13 @@ def test_a_run_gives_every_figure_and_writes_json_and_plot(tiny: Settings, tmp_p
     catalog = result.catalogs["steam"]
     assert (catalog.items, catalog.tokens_per_item) == (200, 4.0)
     assert (catalog.tokens_inside, catalog.tokens_outside) == (40, 59)
+    # Titles are [n % 7, 7 + n % 3, 10 + n // 7]: a choice of each token but the end token.
+    assert catalog.tokens_branching == 30
+    assert catalog.bound == pytest.approx(99 / 89)
     assert tuple(catalog.methods) == METHODS
     for method, figures in catalog.methods.items():
         assert len(figures.tokens_per_second.rounds) == 2
-        if method != UNCONSTRAINED:
+        if method not in (UNCONSTRAINED, SKIPPING):
             assert figures.call_ms_inside is not None
             assert figures.lookup_ms_last_item is not None
     assert table(result).row_count == len(METHODS)

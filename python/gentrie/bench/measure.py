@@ -20,7 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from gentrie import TokenTrie
+from gentrie import TokenTrie, TrieMatcher
 from gentrie.bench.baselines.dict_trie import DictTrie
 from gentrie.bench.baselines.published import PublishedLookup, PublishedProcessor
 from gentrie.bench.baselines.transformers_prefix import DictTriePrefix
@@ -30,13 +30,14 @@ from gentrie.bench.responses import Answer, ControlTokens, ScriptProcessor, writ
 from gentrie.bench.table_a2 import (
     GENTRIE,
     PUBLISHED,
+    SKIPPING,
     TRANSFORMERS,
     UNCONSTRAINED,
     CatalogFigures,
     MethodFigures,
     Settings,
 )
-from gentrie.generation import TrieLogitsProcessor
+from gentrie.generation import TrieLogitsProcessor, generate_with_items
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     # Small enough that constraining takes about the share of a step that it takes in the paper.
@@ -134,7 +135,8 @@ def _measure_catalog(catalog: TokenisedCatalog, model: Model, settings: Settings
     )
     warmup, timed = answers[: settings.warmup], answers[settings.warmup :]
     synchronise = torch.cuda.synchronize if device.type == "cuda" else _nothing_to_wait_for
-    methods = _methods(catalog, control, vocab_size, device, synchronise)
+    trie = TokenTrie.from_sequences((catalog.values, catalog.indptr), vocab_size=vocab_size, end_token_id=control.end)
+    methods = _methods(catalog, trie, control, device, synchronise)
     bench = _Bench(model, control, methods, synchronise)
     total = len(methods) * (len(warmup) + settings.repetitions * len(timed))
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
@@ -152,8 +154,20 @@ def _measure_catalog(catalog: TokenisedCatalog, model: Model, settings: Settings
         tokens_per_item=len(catalog.values) / catalog.num_items + 1,
         tokens_inside=inside,
         tokens_outside=sum(len(answer.tokens) for answer in timed) - inside,
+        tokens_branching=sum(_branching(trie, control, answer) for answer in timed),
         methods=_summarise(rounds),
     )
+
+
+def _branching(trie: TokenTrie, control: ControlTokens, answer: Answer) -> int:
+    """Tokens inside the items of an answer that were not the only choice."""
+    matcher = TrieMatcher(trie, begin_token_id=control.begin, eos_token_id=control.eos, unique=True)
+    count = 0
+    for token, inside in zip(answer.tokens.tolist(), answer.inside.tolist(), strict=True):
+        count += inside and matcher.find_jump_forward_tokens().size == 0
+        if not matcher.accept_token(token):
+            raise RuntimeError(f"token {token} of an answer may not follow")
+    return count
 
 
 def _nothing_to_wait_for() -> None:
@@ -185,11 +199,13 @@ class _Stopwatch:
 
 @dataclass(frozen=True)
 class _Method:
-    """A processor, and the same with stopwatches on it and on its lookup of allowed tokens."""
+    """A processor, and the same with stopwatches on it and on its lookup of allowed tokens; or arguments that make
+    ``generate`` another."""
 
     plain: Processor | None = None
     call: _Stopwatch | None = None
     lookup: _Stopwatch | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -276,7 +292,8 @@ class _Bench:
             # Stopwatches make the host wait for a GPU at every step, so there the speed is taken without.
             if self._model.device.type != "cpu":
                 tally.add_speed(self._give(answer, name, method.plain), answer)
-                self._give(answer, name, method.call)
+                if method.call is not None:
+                    self._give(answer, name, method.call)
             else:
                 tally.add_speed(self._give(answer, name, method.call), answer)
             tally.add_steps(method, answer)
@@ -298,11 +315,12 @@ class _Bench:
             pad_token_id=self._control.eos,
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList([clock]),
+            **self._methods[name].arguments,
         )
         self._synchronise()
         end = time.perf_counter()
         said = output[0, len(answer.prompt) :].cpu().numpy()
-        expected = answer.tokens if processor is not None else answer.unconstrained(self._control)
+        expected = answer.unconstrained(self._control) if name == UNCONSTRAINED else answer.tokens
         if not np.array_equal(said, expected):
             step = int(np.argmax(said != expected)) if len(said) == len(expected) else len(said)
             raise RuntimeError(f"{name}: token {step} of an answer is {said[step]}, its script says {expected[step]}")
@@ -312,8 +330,8 @@ class _Bench:
 
 def _methods(
     catalog: TokenisedCatalog,
+    trie: TokenTrie,
     control: ControlTokens,
-    vocab_size: int,
     device: torch.device,
     synchronise: Callable[[], object],
 ) -> dict[str, _Method]:
@@ -327,10 +345,16 @@ def _methods(
         begin_token_id=control.begin,
         end_token_id=control.end,
         eos_token_id=control.eos,
-        vocab_size=vocab_size,
+        vocab_size=trie.vocab_size,
         device=device,
     )
-    trie = TokenTrie.from_sequences((catalog.values, catalog.indptr), vocab_size=vocab_size, end_token_id=control.end)
+    skipping = {
+        "custom_generate": generate_with_items,
+        "trie": trie,
+        "begin_token_id": control.begin,
+        "eos_token_id": control.eos,
+        "unique": True,
+    }
     return {
         UNCONSTRAINED: _Method(),
         PUBLISHED: _Method.of(PublishedProcessor, published, synchronise),
@@ -338,6 +362,7 @@ def _methods(
             lambda lookup: PrefixConstrainedLogitsProcessor(lookup, num_beams=1), prefix, synchronise
         ),
         GENTRIE: _gentrie(trie, control, synchronise),
+        SKIPPING: _Method(arguments=skipping),
     }
 
 

@@ -119,8 +119,8 @@ def write_answers(
 class ScriptProcessor:
     """Logits processor that raises the scripted token of each step, and the decoy inside items.
 
-    Reads nothing from the device, so that it adds no wait to a step on a GPU. One instance serves one
-    ``generate`` call.
+    Reads nothing from the device, so that it adds no wait to a step on a GPU: which token is due follows from the
+    length of the history.
 
     Parameters
     ----------
@@ -136,10 +136,10 @@ class ScriptProcessor:
         both = np.stack([answer.tokens, answer.unconstrained(control)], axis=1)
         self._tokens = torch.from_numpy(both).to(device)
         self._biases = torch.tensor([[_TARGET_BIAS, _DECOY_BIAS]], device=device)
-        self._step = 0
+        self._prompt_length = len(answer.prompt)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Raise ``scores`` (float32 [1, vocabulary]) in place and return them."""
-        tokens = self._tokens[self._step : self._step + 1]
-        self._step += 1
+        step = input_ids.shape[1] - self._prompt_length
+        tokens = self._tokens[step : step + 1]
         return scores.scatter_(1, tokens, self._biases)

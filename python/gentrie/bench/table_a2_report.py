@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from gentrie.bench.harness import Spread, bars
-from gentrie.bench.table_a2 import PAPER, UNCONSTRAINED, Result
+from gentrie.bench.table_a2 import PAPER, SKIPPING, UNCONSTRAINED, MethodFigures, Result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +19,8 @@ def table(result: Result) -> Table:
     shown = Table(
         title=f"Table A2: {result.settings.model} on {result.settings.device}",
         caption="means of the repetitions, medians where in percent; "
-        "lookup: finding the allowed tokens; call: the whole processor",
+        "lookup: finding the allowed tokens; call: the whole processor; "
+        "bound: (in + out) / (out + branching), the speed where forced tokens cost nothing",
     )
     shown.add_column("catalog", overflow="fold")
     shown.add_column("method", overflow="fold")
@@ -28,6 +29,7 @@ def table(result: Result) -> Table:
         "tokens in / out",
         "token/s with / without",
         "slower by",
+        "times as fast, bound",
         "processor's share",
         "lookup ms in / out",
         "in, item 1 -> 10",
@@ -46,6 +48,7 @@ def table(result: Result) -> Table:
                 f"{paper.tokens_per_second:.2f} / {paper.tokens_per_second_unconstrained:.2f}",
                 f"{1 - paper.tokens_per_second / paper.tokens_per_second_unconstrained:.1%}",
                 "",
+                "",
                 f"{paper.lookup_ms_inside:.4f} / {paper.lookup_ms_outside:.4f}",
                 "",
                 "",
@@ -61,7 +64,8 @@ def table(result: Result) -> Table:
                 f"{catalog.items:,}, {catalog.tokens_per_item:.1f}",
                 f"{catalog.tokens_inside} / {catalog.tokens_outside}",
                 f"{figures.tokens_per_second.mean:.2f} / {free.tokens_per_second.mean:.2f}",
-                f"{figures.slowdown.median:.1%}",
+                "" if method == SKIPPING else f"{figures.slowdown.median:.1%}",
+                _faster(figures, catalog.bound) if method == SKIPPING else "",
                 f"{figures.call_share.median:.1%}" if figures.call_share else "",
                 _pair(figures.lookup_ms_inside, figures.lookup_ms_outside, " / "),
                 _pair(figures.lookup_ms_first_item, figures.lookup_ms_last_item, " -> "),
@@ -93,6 +97,11 @@ def plot(result: Result, path: str | os.PathLike[str]) -> None:
             "processor outside items, ms": series("call_ms_outside"),
         },
     )
+
+
+def _faster(figures: MethodFigures, bound: float) -> str:
+    times = 1 - figures.slowdown.median
+    return f"{times:.2f}, {bound:.2f} ({times / bound:.0%})"
 
 
 def _pair(first: Spread | None, second: Spread | None, between: str) -> str:

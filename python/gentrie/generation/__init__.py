@@ -5,7 +5,24 @@ from gentrie._optional import require
 require("torch", extra="hf")
 require("transformers", extra="hf")
 
+from gentrie.generation.best_first_search import BestFirstResult, best_first_search  # noqa: E402
+from gentrie.generation.generate_with_items import TextWithItems, generate_with_items  # noqa: E402
+from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: E402
 from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
 from gentrie.generation.logits_processor import TrieLogitsProcessor  # noqa: E402
+from gentrie.generation.response_template import ResponseTemplate  # noqa: E402
+from gentrie.generation.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
 
-__all__ = ["TrieLogitsProcessor", "add_item_tokens"]
+__all__ = [
+    "BestFirstResult",
+    "ItemSamples",
+    "ResponseTemplate",
+    "TextWithItems",
+    "TreeDecoder",
+    "TreeStats",
+    "TrieLogitsProcessor",
+    "add_item_tokens",
+    "best_first_search",
+    "generate_with_items",
+    "sample_items",
+]

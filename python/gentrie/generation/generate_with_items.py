@@ -1,0 +1,304 @@
+"""Greedy and sampled text with catalog items inside, several tokens a step wherever the catalog leaves no choice."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+from gentrie.generation._generate_arguments import (
+    check_settings,
+    embedded_prompts,
+    empty_cache,
+    eos_ids,
+    make_matchers,
+    unpadded,
+)
+from gentrie.generation.item_row import ItemRow
+from gentrie.generation.ragged_cache import RaggedCache
+from gentrie.generation.response_template import ResponseTemplate
+from gentrie.generation.token_choice import TokenChoice, what_may_follow
+from gentrie.trie import TokenTrie
+
+
+@dataclass(frozen=True)
+class TextStats:
+    """What a call cost.
+
+    Attributes
+    ----------
+    model_calls
+        Calls of the model, the prompt's included.
+    tokens_computed
+        Tokens fed to it, padding left out; a response's last token is not.
+    tokens_chosen
+        Tokens picked from the model's scores.
+    tokens_forced
+        Tokens that catalog or template left no choice about.
+    padded_slots
+        Places in the model's inputs that held no token.
+    """
+
+    model_calls: int
+    tokens_computed: int
+    tokens_chosen: int
+    tokens_forced: int
+    padded_slots: int
+
+
+@dataclass(frozen=True)
+class TextWithItems:
+    """What :func:`generate_with_items` returns.
+
+    Attributes
+    ----------
+    sequences
+        int64 [rows, length], prompts included, padded on the right; as ``generate`` returns them.
+    items
+        For each row its complete items in order, each as the int64 ids of the items that share its title.
+    stats
+        What the call cost.
+    """
+
+    sequences: torch.Tensor
+    items: list[list[npt.NDArray[np.int64]]]
+    stats: TextStats
+
+
+def generate_with_items(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    generation_config: GenerationConfig | None = None,
+    *,
+    trie: TokenTrie,
+    begin_token_id: int,
+    unique: bool | Literal["item"] = False,
+    item_filter: Any = None,
+    template: ResponseTemplate | None = None,
+    streamer: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """Greedy or sampled text with items inside (RecLM-cgen), forced tokens appended without asking the model.
+
+    The text is that of ``model.generate(..., logits_processor=[TrieLogitsProcessor(trie, begin_token_id=...)])``: the
+    same tokens in greedy search (up to ties within rounding), the same distribution in sampling. Tokens that are an
+    item's only continuation are appended at once and fed to the model together with the token before them, so that it
+    is called only for tokens that are a choice.
+
+    Two ways to call it::
+
+        generate_with_items(model, input_ids, trie=trie, begin_token_id=soi, max_new_tokens=256)
+        model.generate(input_ids, custom_generate=generate_with_items, trie=trie, begin_token_id=soi)
+
+    The second returns what ``generate`` does: sequences, or a :class:`TextWithItems` under
+    ``return_dict_in_generate``. ``transformers`` hands no streamer to a ``custom_generate``; use the first for that.
+
+    Parameters
+    ----------
+    model
+        A decoder-only model of ``transformers`` with a dynamic cache.
+    input_ids
+        int64 [rows, length], padded on the left under ``attention_mask``; or give ``inputs_embeds``.
+    logits_processor, stopping_criteria, generation_config
+        As in ``generate``. Criteria are asked after every token, for each row alone; processors only where a token is
+        a choice.
+    trie
+        The catalog.
+    begin_token_id
+        An item begins behind each of these tokens.
+    unique, item_filter
+        As in :class:`TrieLogitsProcessor`; ``item_filter`` may hold one entry a prompt.
+    template
+        The fixed text around the items. The response then has exactly as many items, and ends with them.
+    streamer
+        A streamer of ``transformers``, for one row; it gets every token by itself, forced ones too.
+    **kwargs
+        As for ``generate``: ``attention_mask``, ``max_new_tokens``, ``do_sample``, ``eos_token_id``, ...
+
+    Raises
+    ------
+    ValueError, TypeError
+        For what :class:`TrieLogitsProcessor` refuses; for settings that need every step (scores, attentions, hidden
+        states, guidance, watermarks), other searches than greedy and sampling, other caches than the dynamic one,
+        recurrent and encoder-decoder models; a prompt that ends inside an item outside the catalog; a template that
+        asks for more items than are left.
+    """
+    if not hasattr(generation_config, "_pad_token_tensor"):  # not prepared by `generate`: go through it
+        if kwargs.pop("synced_gpus", None):
+            raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")
+        if streamer is not None and input_ids is not None:
+            streamer.put(input_ids.cpu())
+        return model.generate(  # type: ignore[operator]
+            input_ids,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            custom_generate=functools.partial(generate_with_items, streamer=streamer),
+            trie=trie,
+            begin_token_id=begin_token_id,
+            unique=unique,
+            item_filter=item_filter,
+            template=template,
+            **{"return_dict_in_generate": True, **kwargs},
+        )
+    assert input_ids is not None
+    assert generation_config is not None
+    criteria, processors = stopping_criteria or StoppingCriteriaList(), logits_processor or LogitsProcessorList()
+    check_settings(generation_config)
+    cache = empty_cache(model, kwargs)
+    if streamer is not None and len(input_ids) > 1:
+        raise ValueError(f"streamer: one row can be streamed, input_ids has {len(input_ids)}")
+    eos = eos_ids(generation_config, trie, unique)
+    if template is not None:
+        end = [] if trie.end_token_id is None else [trie.end_token_id]
+        template.check(trie.vocab_size, {"begin token": [begin_token_id], "item's end token": end, "eos token": eos})
+    matchers = make_matchers(trie, begin_token_id, eos, unique, item_filter, len(input_ids))
+    prompts = unpadded(input_ids, kwargs)
+    rows = [
+        ItemRow(number, matcher, trie, prompt, begin_token_id, eos, template)
+        for number, (matcher, prompt) in enumerate(zip(matchers, prompts, strict=True))
+    ]
+    decoder = _Decoder(
+        rows,
+        RaggedCache(model, cache, head_once="logits_to_keep" in kwargs),
+        TokenChoice(processors, num_rows=len(rows), do_sample=generation_config.do_sample),
+        _Histories(input_ids, criteria, streamer),
+        begin_token_id,
+    )
+    decoder.run(prompts, embedded_prompts(kwargs))
+    if streamer is not None:
+        streamer.end()
+    sequences = decoder.histories.sequences(generation_config)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return TextWithItems(
+        sequences, [row.items(decoder.histories.response(row.number)) for row in rows], decoder.stats()
+    )
+
+
+class _Histories:
+    """What every row has said, prompts included, on the model's device; and when it has said enough."""
+
+    def __init__(self, input_ids: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any) -> None:
+        self._start = input_ids.shape[1]
+        self._ids = input_ids
+        self.lengths = [self._start] * len(input_ids)
+        own = (MaxLengthCriteria, EosTokenCriteria)
+        self._others = StoppingCriteriaList(rule for rule in criteria if not isinstance(rule, own))
+        self._max_length = min((rule.max_length for rule in criteria if isinstance(rule, own[0])), default=None)
+        self._eos = {int(t) for rule in criteria if isinstance(rule, own[1]) for t in rule.eos_token_id.flatten()}
+        self._streamer = streamer
+
+    def of(self, row: int) -> torch.Tensor:
+        """int64 [1, length], a view."""
+        return self._ids[row : row + 1, : self.lengths[row]]
+
+    def response(self, row: int) -> list[int]:
+        """The row's new tokens."""
+        said: list[int] = self._ids[row, self._start : self.lengths[row]].tolist()
+        return said
+
+    def append(self, row: int, tokens: list[int], ended: bool) -> bool:
+        """Append tokens up to where the response ends; whether it does."""
+        at = self.lengths[row]
+        for count, token in enumerate(tokens, start=1):
+            if token in self._eos or at + count == self._max_length:
+                tokens, ended = tokens[:count], True
+                break
+        if at + len(tokens) > self._ids.shape[1]:
+            spare = self._ids.new_zeros(len(self._ids), max(len(tokens), self._ids.shape[1] // 2, 64))
+            self._ids = torch.cat([self._ids, spare], dim=1)
+        added = torch.tensor(tokens, dtype=torch.int64)
+        self._ids[row, at : at + len(tokens)] = added.to(self._ids.device)
+        for count in range(1, len(tokens) + 1):
+            self.lengths[row] = at + count
+            if self._streamer is not None:
+                self._streamer.put(added[count - 1 : count])
+            if self._others and bool(self._others(self.of(row), None).all()):
+                return True
+        return ended
+
+    def sequences(self, config: GenerationConfig) -> torch.Tensor:
+        """int64 [rows, length], padded on the right."""
+        longest = max(self.lengths)
+        sequences = self._ids[:, :longest].clone()
+        for row, length in enumerate(self.lengths):
+            if length < longest:
+                if config._pad_token_tensor is None:
+                    raise ValueError("pad_token_id is missing: rows end at different lengths and are padded with it")
+                sequences[row, length:] = config._pad_token_tensor
+        return sequences
+
+
+class _Decoder:
+    """The loop: feed what is certain, choose what is not."""
+
+    def __init__(
+        self, rows: list[ItemRow], cache: RaggedCache, choice: TokenChoice, histories: _Histories, begin_token_id: int
+    ) -> None:
+        self._rows = rows
+        self._cache = cache
+        self._choice = choice
+        self.histories = histories
+        self._begin = begin_token_id
+        self._chosen = 0
+
+    def run(self, prompts: list[list[int]], embeddings: tuple[torch.Tensor, torch.Tensor | None] | None) -> None:
+        """Until every row has ended; ``embeddings`` are prompts given so, with their mask."""
+        live = list(range(len(self._rows)))
+        logits = None if embeddings is None else self._cache.feed_embeddings(*embeddings)
+        waiting = {}
+        for row in live:
+            certain = self._rows[row].start()
+            if certain and self.histories.append(row, certain, self._rows[row].ended):
+                continue
+            waiting[row] = certain if embeddings is not None else prompts[row] + certain
+        live = self._drop(live, list(waiting), has_keys=embeddings is not None)
+        while live:
+            if logits is None or any(waiting.values()):
+                taken, logits = self._cache.feed([waiting[row] for row in live])
+                waiting = {row: waiting[row][count:] for row, count in zip(live, taken, strict=True)}
+            ready = [at for at, row in enumerate(live) if not waiting[row]]
+            chosen = self._choose([live[at] for at in ready], logits if len(ready) == len(live) else logits[ready])
+            logits = None
+            self._chosen += len(chosen)
+            ended = set()
+            for at, token in zip(ready, chosen, strict=True):
+                row = live[at]
+                waiting[row] = self._rows[row].take(token)
+                if self.histories.append(row, waiting[row], self._rows[row].ended):
+                    ended.add(row)
+            live = self._drop(live, [row for row in live if row not in ended], has_keys=True)
+
+    def _choose(self, rows: list[int], logits: torch.Tensor) -> list[int]:
+        scores = self._choice.processed([self.histories.of(row) for row in rows], rows, logits)
+        picked = [
+            self._choice.pick(scores[at : at + 1], *what_may_follow(self._rows[row].matcher, self._begin))
+            for at, row in enumerate(rows)
+        ]
+        tokens: list[int] = torch.stack(picked).tolist()
+        return tokens
+
+    def _drop(self, live: list[int], left: list[int], *, has_keys: bool) -> list[int]:
+        if has_keys and left and len(left) < len(live):
+            self._cache.keep([live.index(row) for row in left])
+        return left
+
+    def stats(self) -> TextStats:
+        """What it came to."""
+        said = sum(len(self.histories.response(row)) for row in range(len(self._rows)))
+        return TextStats(
+            self._cache.model_calls,
+            self._cache.tokens,
+            self._chosen,
+            said - self._chosen,
+            self._cache.padded,
+        )

@@ -1,0 +1,92 @@
+"""A model's LM head, of which only some rows may be wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from transformers import PreTrainedModel
+
+from gentrie._lm_head import logit_scale, logit_softcap
+
+_checked: WeakSet[PreTrainedModel] = WeakSet()
+
+
+class TreeHead:
+    """``logits = cap(scale * (hidden @ weight.T + bias))`` with ``cap(x) = softcap * tanh(x / softcap)``.
+
+    The scale is ``logit_scale`` (Cohere), ``1 / logits_scaling`` (Granite) or what the model multiplies its hidden
+    states by (tied T5); the cap is ``final_logit_softcapping`` (Gemma 2). Each model is asked once for the logits of
+    one token, and refused where these are not its logits.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        whole: Any = model
+        self._module: Any = whole.get_output_embeddings()
+        if self._module is None or not hasattr(self._module, "weight"):
+            raise ValueError(f"{type(model).__name__} has no LM head")
+        config = model.config.get_text_config(decoder=True)
+        self._scale, self._softcap = _scale(config), logit_softcap(config)
+        self._rows: tuple[torch.Tensor, int, torch.Tensor, torch.Tensor | None] | None = None
+        if model not in _checked:
+            self._check(model)
+            _checked.add(model)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return int(self._module.weight.shape[0])
+
+    def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """[N, vocabulary], or [N, tokens] for the given tokens, in the dtype the head computes in."""
+        if token_ids is None:
+            raw = self._module(hidden)
+        elif type(self._module) is torch.nn.Linear:
+            raw = torch.nn.functional.linear(hidden, *self._selected(token_ids))
+        else:  # adapters and quantised weights: only the module knows its rows
+            raw = self._module(hidden)[:, token_ids]
+        if self._scale != 1.0:
+            raw = raw * self._scale
+        logits: torch.Tensor = raw if self._softcap is None else (raw / self._softcap).tanh() * self._softcap
+        return logits
+
+    def _selected(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias of some tokens. The last selection is kept: it is the catalog's at every step."""
+        rows = self._rows
+        if rows is None or rows[0] is not token_ids or rows[1] != token_ids._version:
+            weight, bias = self._module.weight, self._module.bias
+            rows = (token_ids, token_ids._version, weight[token_ids], None if bias is None else bias[token_ids])
+            self._rows = rows
+        return rows[2], rows[3]
+
+    def _check(self, model: Any) -> None:
+        """Raise ValueError where the model makes its logits in some other way."""
+        seen: list[torch.Tensor] = []
+        body = model.get_decoder() if model.config.is_encoder_decoder else model.base_model
+        hook = body.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
+        token = torch.ones(1, 1, dtype=torch.int64, device=model.device)
+        inputs = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
+        try:
+            theirs = model(input_ids=token, use_cache=False, **inputs).logits[0].float()
+        finally:
+            hook.remove()
+        if not seen or seen[-1].ndim != 3:
+            raise ValueError(
+                f"{type(model).__name__} does not make its logits from the hidden states of {type(body).__name__}"
+            )
+        ours = self.logits(seen[-1][0]).float()
+        tolerance = 1e-4 if self._module.weight.dtype == torch.float32 else 5e-2
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+            raise ValueError(f"{type(model).__name__} does more to its logits than LM head, scale and soft-cap")
+
+
+def _scale(config: Any) -> float:
+    """What the model multiplies its raw logits by, or the hidden states that it hands to its head."""
+    scale = logit_scale(config)
+    if config.is_encoder_decoder and getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
+        scale *= config.d_model**-0.5 if config.model_type in _SCALED_WHEN_TIED else 1.0
+    return scale
+
+
+_SCALED_WHEN_TIED = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop")

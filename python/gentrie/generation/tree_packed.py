@@ -1,0 +1,86 @@
+"""Decoder-only models, all rows in one packed sequence without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from gentrie.generation.tree_attention import (
+    Step,
+    TreeCache,
+    UnsupportedModelError,
+    attention_configs,
+    tree_attention,
+)
+from gentrie.generation.tree_blocks import on_device, prompt_block, tree_blocks
+from gentrie.generation.tree_slots import Int64Array, TreeSlots
+
+
+class PackedForward:
+    """Runs the layers of a model through its attention interface; see :mod:`gentrie.generation.tree_attention`."""
+
+    padded_tokens = 0
+
+    def __init__(self, model: PreTrainedModel, slots: TreeSlots) -> None:
+        if model.config.is_encoder_decoder or not model._supports_attention_backend:
+            raise UnsupportedModelError(f"{type(model).__name__} is no decoder that uses the attention interface")
+        self._body: Any = model.base_model
+        self._configs = attention_configs(self._body)
+        self._slots = slots
+        self._cache = TreeCache()
+        self._batches: list[tuple[int, int]] = []  # first prompt and number of prompts of each call of encode
+
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """Bytes of the keys and values of prompts and of decoded tokens."""
+        return self._cache.nbytes
+
+    def encode(self, inputs: torch.Tensor, lengths: Int64Array) -> torch.Tensor:
+        """Hidden states [prompts, D] behind prompts packed one after the other, ids [sum] or embeddings [sum, D]."""
+        ends = np.cumsum(lengths)
+        positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        nothing = torch.empty(positions.size, 0, dtype=torch.int64, device=inputs.device)
+        step = Step(None, nothing, nothing.bool(), [prompt_block(len(self._batches), lengths, inputs.device)])
+        try:
+            hidden = self._run(inputs, positions, step)
+        except BaseException:
+            self._cache.forget_prompts(len(self._batches))
+            raise
+        layers = set(range(self._body.config.get_text_config(decoder=True).num_hidden_layers))
+        if step.stored != layers or step.attended != layers:
+            raise UnsupportedModelError(
+                f"{type(self._body).__name__} does not use the attention interface in every layer"
+            )
+        self._batches.append((sum(size for _, size in self._batches), lengths.size))
+        return hidden[on_device(ends - 1, hidden.device)]
+
+    def extend(self, slots: Int64Array, tokens: torch.Tensor) -> torch.Tensor:
+        """Hidden states [N, D] of new positions, of which earlier ones may be ancestors of later ones."""
+        prompts, positions = self._slots.prompts_of(slots), self._slots.positions_of(slots)
+        blocks = tree_blocks(prompts, positions, self._batches, self._slots.prompt_lengths, tokens.device)
+        above = self._slots.ancestors(slots)
+        step = Step(
+            on_device(slots, tokens.device),
+            on_device(np.maximum(above, 0), tokens.device),
+            on_device(above >= 0, tokens.device),
+            blocks,
+        )
+        self._cache.capacity = self._slots.capacity
+        return self._run(tokens, positions, step)
+
+    def _run(self, inputs: torch.Tensor, positions: Int64Array, step: Step) -> torch.Tensor:
+        """Hidden states [N, D] of packed ids [N] or embeddings [N, D]."""
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        with tree_attention(self._configs, self._cache, step):
+            output = self._body(
+                **{name: inputs[None]},
+                position_ids=on_device(positions, inputs.device)[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                return_dict=True,
+            )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden

@@ -1,0 +1,130 @@
+"""What all losses share: look the labels up, score them, weigh them by an objective, reduce."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gentrie import _validate
+from gentrie.training import _arguments
+from gentrie.training._moments import first_logits
+from gentrie.training._reduce import LossStats, Reducer, Reduction
+from gentrie.training._rows import LabelRows, OnInvalid, Scope
+from gentrie.training._scores import Scores, Source
+from gentrie.trie import TokenTrie
+
+ScopeName = Literal["trie", "vocab"]
+
+
+class Objective(Protocol):
+    """A loss of each label, given its scores."""
+
+    @property
+    def published_normalizer(self) -> str:
+        """What a normalizer of None stands for."""
+        ...
+
+    @property
+    def beam_width(self) -> int | None:
+        """B of the threshold, None where none is needed."""
+        ...
+
+    def restricted(self, rows: LabelRows) -> npt.NDArray[np.bool_]:
+        """[n], whether a label in an item is scored over its valid tokens only."""
+        ...
+
+    def losses(self, scores: Scores, scope: Scope) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Losses [n] of the scored labels, and the weights [n] in them that a normalizer may sum (None for ones)."""
+        ...
+
+    def describe(self, scores: Scores, scope: Scope) -> dict[str, torch.Tensor]:
+        """Fields of :class:`LossStats` of its own."""
+        ...
+
+
+def loss(
+    source: Source,
+    labels: torch.Tensor,
+    trie: TokenTrie | None,
+    objective: Objective,
+    *,
+    states: object,
+    tau: object,
+    normalizer: float | str | torch.Tensor | None,
+    token_weights: torch.Tensor | None,
+    sequence_weights: torch.Tensor | None,
+    reduction: Reduction,
+    ignore_index: int,
+    on_invalid: OnInvalid,
+    return_stats: bool,
+) -> Any:
+    """The loss, and its statistics on request."""
+    reducer = Reducer.of(
+        labels,
+        source.dtype,
+        reduction=reduction,
+        normalizer=normalizer,
+        published=objective.published_normalizer,
+        token_weights=token_weights,
+        sequence_weights=sequence_weights,
+    )
+    scope, scores = scored(
+        source,
+        labels,
+        trie,
+        objective,
+        states=states,
+        tau=tau,
+        ignore_index=ignore_index,
+        on_invalid=on_invalid,
+    )
+    losses, weights = objective.losses(scores, scope)
+    value, divisor = reducer(losses, scope, weights)
+    if not return_stats:
+        return value
+    with torch.no_grad():
+        num_labels = len(scope.rows.row)
+        stats = LossStats(
+            num_labels=num_labels,
+            num_branching=len(scope),
+            num_free=len(scope.free),
+            num_invalid=scope.rows.num_invalid,
+            normalizer=divisor,
+            mean_log_prob=scores.log_prob.detach().sum() / max(1, num_labels),
+            first_logits=None if trie is None else first_logits(source, scope, trie),
+            **objective.describe(scores, scope),
+        )
+    return value, stats
+
+
+def scored(
+    source: Source,
+    labels: torch.Tensor,
+    trie: TokenTrie | None,
+    objective: Objective,
+    *,
+    states: object,
+    tau: object,
+    ignore_index: int,
+    on_invalid: OnInvalid,
+) -> tuple[Scope, Scores]:
+    """Look the labels up and score them."""
+    temperature = _arguments.temperature(tau, source.device, source.dtype)
+    rows = LabelRows.of(
+        trie,
+        labels,
+        states,
+        ignore_index=_validate.integer("ignore_index", ignore_index, -(2**63), 2**63 - 1),
+        width=source.width,
+        on_invalid=_validate.choice("on_invalid", on_invalid, ("error", "ignore")),
+    )
+    scope = Scope.of(rows, objective.restricted(rows), source.device)
+    return scope, source.score(scope, temperature, objective.beam_width)
+
+
+def restricted_by(scope: str, rows: LabelRows) -> npt.NDArray[np.bool_]:
+    """All labels for ``"trie"``, none for ``"vocab"``."""
+    return np.full(len(rows.row), scope == "trie")

@@ -1,0 +1,174 @@
+"""Constrained recommendations, judged while a model trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import TrainerCallback
+
+from gentrie import _validate
+from gentrie.evaluation import hit_rate, ndcg, resolve_lists
+from gentrie.generation import TrieLogitsProcessor
+from gentrie.trie import TokenTrie
+
+Recommend = Callable[[Any, Sequence[Sequence[int]], int], npt.NDArray[np.int64]]
+
+_logger = logging.getLogger("gentrie")
+
+
+def beam_recommend(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    num_items: int,
+    *,
+    trie: TokenTrie,
+    pad_token_id: int,
+    batch_size: int = 16,
+    length_penalty: float = 0.0,
+) -> npt.NDArray[np.int64]:
+    """The ``num_items`` best items behind each prompt by the model's own constrained beam search.
+
+    Parameters
+    ----------
+    model
+        A decoder-only ``transformers`` model.
+    prompts
+        Token ids, one list a user; the response is one item.
+    num_items
+        Items a user, and beams.
+    trie
+        The catalog. Scores are over its valid tokens (``renormalize_logits=True``).
+    pad_token_id
+        Fills prompts up on the left.
+    batch_size
+        Prompts in one call of ``generate``.
+    length_penalty
+        As in ``generate``.
+
+    Returns
+    -------
+    int64 [users, num_items], best first; where several items share a title, the smallest id; -1 where fewer were found.
+    """
+    device, found = model.device, []
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    for start in range(0, len(order), batch_size):
+        rows = [list(prompts[row]) for row in order[start : start + batch_size]]
+        width = max(map(len, rows))
+        ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            num_beams=num_items,
+            num_return_sequences=num_items,
+            length_penalty=length_penalty,
+            max_new_tokens=trie.max_depth,
+            logits_processor=[TrieLogitsProcessor(trie, prompt_length=width)],
+            renormalize_logits=True,
+            pad_token_id=pad_token_id,
+            eos_token_id=trie.end_token_id,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        scores = output.sequences_scores.tolist()
+        for row in range(len(rows)):
+            here = range(row * num_items, (row + 1) * num_items)
+            written = [_up_to_end(output.sequences[i, width:].tolist(), trie) for i in here if scores[i] > -1e8]
+            found.append(written)
+    lists = resolve_lists(trie, found, num_items)
+    result = np.empty_like(lists)
+    result[order] = lists
+    return result
+
+
+def _up_to_end(tokens: list[int], trie: TokenTrie) -> list[int]:
+    """An item's tokens without the padding behind them."""
+    end = trie.end_token_id
+    if end is not None:
+        return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    states = trie.token_states(np.asarray(tokens, dtype=np.int64), start=0)
+    return [
+        token for token, state in zip(tokens, states.tolist(), strict=True) if state >= 0 and not trie.is_leaf(state)
+    ]
+
+
+class RecommendationCallback(TrainerCallback):
+    """Recommends to some users at every evaluation, and adds HR@K and NDCG@K to its metrics.
+
+    Parameters
+    ----------
+    trie
+        The catalog.
+    prompts
+        Token ids, one list a user.
+    targets
+        The item id each user chose, int64 [users].
+    pad_token_id
+        As in :func:`beam_recommend`.
+    ks
+        Cut-offs K; the largest is the number of items asked for.
+    recommend
+        ``recommend(model, prompts, num_items)`` gives item ids [users, num_items], best first, -1 where fewer.
+        Default: :func:`beam_recommend`.
+
+    Attributes
+    ----------
+    history : list of dict
+        The metrics of every evaluation, with its ``step``.
+    """
+
+    def __init__(
+        self,
+        trie: TokenTrie,
+        prompts: Sequence[Sequence[int]],
+        targets: Sequence[int] | npt.NDArray[Any],
+        *,
+        pad_token_id: int,
+        ks: Sequence[int] = (10,),
+        recommend: Recommend | None = None,
+    ) -> None:
+        if len(prompts) != len(targets):
+            raise ValueError(f"prompts are of {len(prompts)} users, targets of {len(targets)}")
+        for row, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise ValueError(f"prompts[{row}] is empty")
+        if not ks:
+            raise ValueError("ks is empty")
+        self._ks = [_validate.integer("ks", k, 1, 512) for k in ks]
+        self._trie, self._prompts = trie, prompts
+        self._targets = _validate.int64_array("targets", targets)
+        self._pad_token_id, self._recommend = pad_token_id, recommend
+        self.history: list[dict[str, float]] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer after an evaluation; every process recommends to all users."""
+        model = kwargs["model"]
+        was_training = model.training
+        model.eval()
+        try:
+            found = self.recommend(model)
+        finally:
+            model.train(was_training)
+        metrics: dict[str, float] = {}
+        for k in self._ks:
+            metrics[f"eval_hr@{k}"] = hit_rate(found, self._targets, k, trie=self._trie)
+            metrics[f"eval_ndcg@{k}"] = ndcg(found, self._targets, k, trie=self._trie)
+        self.history.append({"step": state.global_step, **metrics})
+        if kwargs.get("metrics") is not None:
+            kwargs["metrics"].update(metrics)
+        if state.is_world_process_zero:
+            state.log_history.append({"step": state.global_step, **metrics})
+            _logger.info("step %d: %s", state.global_step, metrics)
+
+    def recommend(self, model: Any) -> npt.NDArray[np.int64]:
+        """Item ids [users, max(ks)]."""
+        most = max(self._ks)
+        if self._recommend is not None:
+            return self._recommend(model, self._prompts, most)
+        return beam_recommend(model, self._prompts, most, trie=self._trie, pad_token_id=self._pad_token_id)

@@ -1,0 +1,81 @@
+"""The objective that simulates the beam search, against an enumeration of all prefixes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from loss_cases import assert_same, gradients
+from reference import log_softmax, valid_tokens
+
+from gentrie import TokenTrie
+from gentrie.training import beam_search_objective
+
+ROWS = [[a, b, c, 1] for a in (2, 3, 4) for b in (5, 6) for c in (7, 8, 9)] + [[5, 1], [6, 7, 1]]
+TRIE = TokenTrie.from_sequences([row[:-1] for row in ROWS], vocab_size=10, end_token_id=1)
+
+
+def logits_after(prompt: int, prefix: list[int]) -> torch.Tensor:
+    """Logits that depend on the whole prefix, as a model's do."""
+    seed = 1000003 * prompt + sum((i + 1) * 31 * token for i, token in enumerate(prefix))
+    return 2 * torch.randn(11, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def next_logits(prompts: torch.Tensor, prefixes: torch.Tensor) -> torch.Tensor:
+    assert not torch.is_grad_enabled()
+    pairs = zip(prompts.tolist(), prefixes.tolist(), strict=True)
+    return torch.stack([logits_after(prompt, prefix) for prompt, prefix in pairs])
+
+
+def thresholds(prompt: int, steps: int, width: int, scope: str, tau: float) -> list[float]:
+    """The B-th best candidate of every step, by a beam search over lists."""
+    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    found = []
+    for _ in range(steps):
+        candidates = []
+        for score, prefix in beams:
+            if prefix in ROWS:
+                candidates.append((score, prefix))
+                continue
+            valid = valid_tokens(ROWS, prefix)
+            scores = log_softmax(logits_after(prompt, prefix) / tau, valid if scope == "trie" else None)
+            candidates += [(score + float(scores[token]), [*prefix, token]) for token in valid]
+        beams = sorted(candidates, reverse=True)[:width]
+        found.append(beams[-1][0])
+    return found
+
+
+@pytest.mark.parametrize("scope", ["trie", "vocab"])
+@pytest.mark.parametrize("width", [1, 3, 100])
+def test_formula(scope: Any, width: int) -> None:
+    labels = torch.tensor([[3, 6, 8, 1], [6, 7, 1, -100], [5, 1, -100, -100]])
+    logits = torch.zeros(*labels.shape, 11, dtype=torch.float64)
+    for prompt, row in enumerate(labels.tolist()):
+        for step in range(row.index(1) + 1):
+            logits[prompt, step] = logits_after(prompt, row[:step])
+    logits.requires_grad_()
+    total = logits.sum() * 0
+    for prompt, row in enumerate(labels.tolist()):
+        length = row.index(1) + 1
+        prefix_score = torch.zeros((), dtype=torch.float64)
+        for step, threshold in enumerate(thresholds(prompt, length, width, scope, 1.3)):
+            valid = valid_tokens(ROWS, row[:step])
+            scores = log_softmax(logits[prompt, step] / 1.3, valid if scope == "trie" else None)
+            prefix_score = prefix_score + scores[row[step]]
+            total = total - scores[row[step]]
+            total = total + 0.5 * torch.nn.functional.logsigmoid((threshold - prefix_score) / 2.0)
+    options: dict[str, Any] = {"trie": TRIE, "beam_width": width, "scope": scope, "tau": 1.3}
+    options |= {"reg_weight": 0.5, "reg_temperature": 2.0}
+    summed = beam_search_objective(logits, labels, next_logits, reduction="sum", **options)
+    assert_same(summed, total)
+    assert_same(*gradients(summed, logits), *gradients(total, logits))
+    assert_same(beam_search_objective(logits, labels, next_logits, **options), total / 9)
+    each = beam_search_objective(logits, labels, next_logits, reduction="none", **options)
+    assert each.shape == labels.shape
+    assert_same(each.sum(), total)
+
+
+def test_no_prompts() -> None:
+    nothing = beam_search_objective(torch.zeros(0, 3, 11), torch.zeros(0, 3).long(), next_logits, trie=TRIE)
+    assert nothing == 0

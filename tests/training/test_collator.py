@@ -1,0 +1,116 @@
+"""``ItemCollator`` and ``RecommendationCallback`` by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gentrie import TokenTrie
+from gentrie.evaluation import hit_rate
+from gentrie.training import ItemCollator, RecommendationCallback
+from gentrie.training.recommendation_callback import beam_recommend
+from tests.generation.tiny_models import BEGIN, END, PAD, VOCAB_SIZE, tiny_model
+
+ITEMS = [[10, 11, 12], [10, 11, 13], [10, 14], [15], [16, 17, 18, 19]]
+TRIE = TokenTrie.from_sequences(ITEMS, vocab_size=VOCAB_SIZE, end_token_id=END)
+ids = st.lists(st.integers(4, VOCAB_SIZE - 1), max_size=6)
+
+
+@given(
+    st.lists(st.tuples(ids, st.sampled_from(ITEMS)), min_size=1, max_size=4),
+    st.sampled_from(["left", "right"]),
+    st.sampled_from([None, 4]),
+    st.sampled_from([None, 7]),
+)
+@settings(max_examples=50)
+def test_rows_say_what_was_given(rows: Any, side: Any, multiple: int | None, max_length: int | None) -> None:
+    features = [{"prompt_ids": prompt, "response_ids": [*item, END], "user": 3} for prompt, item in rows]
+    collator = ItemCollator(TRIE, PAD, padding_side=side, pad_to_multiple_of=multiple, max_length=max_length)
+    if max_length is not None and any(prompt and len(item) + 1 >= max_length for prompt, item in rows):
+        with pytest.raises(ValueError, match="leave no room for the prompt"):
+            collator(features)
+        return
+    batch = collator(features)
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "states"}
+    width = batch["input_ids"].shape[1]
+    assert width % (multiple or 1) == 0
+    for row, (prompt, item) in enumerate(rows):
+        kept = prompt if max_length is None else prompt[max(0, len(prompt) + len(item) + 1 - max_length) :]
+        whole = [*kept, *item, END]
+        used = batch["attention_mask"][row].bool()
+        place = slice(width - len(whole), width) if side == "left" else slice(0, len(whole))
+        assert used.tolist() == [place.start <= i < place.stop for i in range(width)]
+        assert batch["input_ids"][row, used].tolist() == whole
+        assert batch["labels"][row, used].tolist() == [-100] * len(kept) + [*item, END]
+        states = [TRIE.walk(item[:i]) for i in range(len(item) + 1)]
+        assert batch["states"][row, used].tolist() == [-2] * len(kept) + states
+        assert batch["states"][row, ~used].eq(-2).all()
+
+
+def test_items_inside_a_response() -> None:
+    response = [30, BEGIN, *ITEMS[2], END, 31, BEGIN, *ITEMS[3], END]
+    batch = ItemCollator(TRIE, PAD, begin_token_id=BEGIN)([{"prompt_ids": [BEGIN, 10], "response_ids": response}])
+    first, second = ([TRIE.walk(item[:i]) for i in range(len(item) + 1)] for item in (ITEMS[2], ITEMS[3]))
+    assert batch["states"].tolist() == [[-2, -2, -2, -2, *first, -2, -2, *second]]
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({"prompt_ids": [1]}, r"features\[0\] lacks response_ids; it holds \['prompt_ids'\]"),
+        ({"prompt_ids": [1], "response_ids": []}, r"features\[0\]\['response_ids'\] is empty"),
+        ({"prompt_ids": [-4], "response_ids": [15]}, r"features\[0\]\['prompt_ids'\]\[0\]=-4 is negative"),
+        (
+            {"prompt_ids": [30], "response_ids": [10, 15]},
+            r"features\[0\]: token 15 at position 1 of response_ids leaves the catalog",
+        ),
+    ],
+)
+def test_bad_features(feature: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ItemCollator(TRIE, PAD)([feature])
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="padding_side"):
+        ItemCollator(TRIE, PAD, padding_side="both")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a TokenTrie"):
+        ItemCollator(None, PAD)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="features is empty"):
+        ItemCollator(TRIE, PAD)([])
+    with pytest.raises(ValueError, match="prompts are of 1 users, targets of 2"):
+        RecommendationCallback(TRIE, [[1]], [0, 1], pad_token_id=PAD)
+
+
+@pytest.mark.parametrize("end", [END, None])
+def test_recommendations_are_the_best_items(end: int | None) -> None:
+    """All of a small catalog, in the order of their whole probabilities, prompts of different lengths."""
+    items = ITEMS if end is not None else [[10, 11, 12], [10, 14, 12], [15, 16, 17]]
+    trie = TokenTrie.from_sequences(items, vocab_size=VOCAB_SIZE, end_token_id=end)
+    model = tiny_model("llama").eval()
+    prompts = [[30, 31, 32], [33], [30, 35]]
+    expected = []
+    for prompt in prompts:
+        scores = []
+        for item in items:
+            tokens = item if end is None else [*item, end]
+            logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+            states = [trie.walk(tokens[:i]) for i in range(len(tokens))]
+            valid = [torch.from_numpy(trie.next_tokens(state)).long() for state in states]
+            scores.append(
+                sum(
+                    (row[token] - row[v].logsumexp(0)).item()
+                    for row, token, v in zip(logits, tokens, valid, strict=True)
+                )
+            )
+        expected.append(np.argsort(-np.array(scores), kind="stable").tolist())
+    found = beam_recommend(model, prompts, len(items) + 2, trie=trie, pad_token_id=PAD, batch_size=2)
+    assert found[:, : len(items)].tolist() == expected
+    assert (found[:, len(items) :] == -1).all()
+    targets = [row[0] for row in expected]
+    assert hit_rate(found, targets, 1) == 1.0
