@@ -9,6 +9,9 @@
 
 namespace gentrie {
 
+/// Rows that one build takes at most.
+inline constexpr std::uint64_t kMaxRows = 0x7FFFFFFE;
+
 /// Token sequences to build from, not owned. Row r is values[indptr[r] .. indptr[r + 1]), or, where `indptr` is null,
 /// values[r * length .. (r + 1) * length).
 struct SequenceSource {
