@@ -14,11 +14,6 @@ namespace gentrie {
 /// Memory of a trie that was built (not mapped): one 64-byte aligned, zero-padded block an array.
 class ArrayStorage {
  public:
-  template <typename T>
-  T* allocate(ArrayId id, std::uint64_t count, bool is_signed = false) {
-    return static_cast<T*>(allocate_bytes(id, count, sizeof(T), is_signed));
-  }
-
   void* allocate_bytes(ArrayId id, std::uint64_t count, std::uint32_t itemsize, bool is_signed) {
     ArrayRef& ref = arrays_[static_cast<std::size_t>(id)];
     ref = {nullptr, count, itemsize, is_signed};

@@ -4,18 +4,9 @@
 
 namespace gentrie {
 
-void FrontCoded::settle() {
-  segments.erase(std::remove_if(segments.begin(), segments.end(),
-                                [](const Segment& segment) { return segment.num_sequences() == 0; }),
-                 segments.end());
-  num_sequences = num_items = max_length = 0;
-  for (const Segment& segment : segments) {
-    num_sequences += segment.num_sequences();
-    num_items += segment.num_items();
-    for (std::uint32_t i = 0; i < segment.num_sequences(); ++i) {
-      max_length = std::max<std::uint64_t>(max_length, segment.length(i));
-    }
-  }
+std::uint64_t Segment::nbytes() const {
+  const std::uint64_t narrow = offsets.size() + tokens.size() + items.size() + repeats.size();
+  return shared.nbytes() + stored.nbytes() + 4 * narrow + 8 * big_items.size() + sizeof *this;
 }
 
 void SegmentWriter::clear() {

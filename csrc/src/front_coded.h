@@ -7,6 +7,7 @@
 
 #include "gentrie/packed.h"
 #include "gentrie/types.h"
+#include "memory_budget.h"
 
 namespace gentrie {
 
@@ -15,7 +16,8 @@ class Lengths {
  public:
   explicit Lengths(std::uint64_t limit = 0) : wide_(limit > std::numeric_limits<std::uint8_t>::max()) {}
 
-  bool is_wide() const { return wide_; }
+  std::uint64_t nbytes() const { return nbytes_of(size()); }
+  std::uint64_t nbytes_of(std::uint64_t size) const { return wide_ ? 4 * size : size; }
   std::uint64_t size() const { return wide_ ? words_.size() : bytes_.size(); }
   void resize(std::uint64_t size) { wide_ ? words_.resize(size) : bytes_.resize(size); }
   void set(std::uint64_t i, std::uint32_t value) {
@@ -33,6 +35,19 @@ class Lengths {
     }
   }
   std::uint32_t operator[](std::uint64_t i) const { return wide_ ? words_[i] : bytes_[i]; }
+
+  /// Calls visit(vector) with the two forms, of which at least one is empty; after they were filled, settle_width().
+  template <typename Visit>
+  void for_each_array(const Visit& visit) {
+    visit(bytes_);
+    visit(words_);
+  }
+  template <typename Visit>
+  void for_each_array(const Visit& visit) const {
+    visit(bytes_);
+    visit(words_);
+  }
+  void settle_width() { wide_ = !words_.empty(); }
 
   /// Calls visit(const T*) with the numbers as they are stored.
   template <typename Visit>
@@ -63,6 +78,7 @@ struct Segment {
   std::vector<std::uint32_t> repeats;   ///< the sequence of each item that is not its sequence's first
 
   std::uint32_t num_sequences() const { return static_cast<std::uint32_t>(shared.size()); }
+  std::uint64_t nbytes() const;
   std::uint64_t num_items() const { return items.size() + big_items.size(); }
   std::int64_t item(std::uint64_t i) const { return big_items.empty() ? items[i] : big_items[i]; }
   std::uint32_t length(std::uint32_t i) const { return shared[i] + stored[i]; }
@@ -76,15 +92,14 @@ struct Segment {
 
 /// A catalog's distinct sequences in lexicographic order.
 struct FrontCoded {
+  explicit FrontCoded(MemoryBudget* budget) : memory(budget) {}
+
   std::vector<Token> vocabulary;  ///< the tokens that occur, ascending; sequences hold indices into it
   std::vector<Segment> segments;  ///< none of them empty
-  std::uint64_t num_sequences = 0;
-  std::uint64_t num_items = 0;
-  std::uint64_t max_length = 0;
+  std::uint64_t max_length = 0;   ///< tokens of the longest sequence
+  MemoryShare memory;             ///< of the segments
 
   std::uint32_t token_bits() const { return bit_width(vocabulary.size() - 1); }
-  /// Drops empty segments and counts what the others hold.
-  void settle();
 };
 
 /// Makes a segment, sequence by sequence in ascending order.

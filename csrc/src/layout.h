@@ -9,9 +9,10 @@
 
 namespace gentrie {
 
-/// Lays sorted sequences out as the arrays that view.h describes.
-std::shared_ptr<const Trie> lay_out(const FrontCoded& catalog, std::int64_t vocab_size, std::int64_t end_token_id,
-                                    int num_threads, const Tick& tick);
+/// Lays sorted sequences, which it takes over, out as the arrays that view.h describes.
+/// \throws std::invalid_argument if there are more of something than its index can count; MemoryLimitError
+std::shared_ptr<const Trie> lay_out(FrontCoded catalog, const BuildOptions& options, int num_threads,
+                                    MemoryBudget* budget, const Tick& tick);
 
 }  // namespace gentrie
 

@@ -3,15 +3,15 @@
 #include <algorithm>
 #include <atomic>
 #include <iterator>
-#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
-#include "gentrie/view.h"
+#include "machine.h"
 #include "parallel.h"
 #include "radix_sort.h"
+#include "rows.h"
 #include "token_index.h"
 
 namespace gentrie {
@@ -20,155 +20,80 @@ namespace {
 
 constexpr std::uint64_t kRowsPerChunk = 1 << 14;
 
-std::string at_row(std::uint64_t row) { return "sequences[" + std::to_string(row) + "]"; }
-
 void lower_to(std::atomic<std::uint64_t>* least, std::uint64_t value) {
   std::uint64_t current = least->load(std::memory_order_relaxed);
   while (value < current && !least->compare_exchange_weak(current, value)) {
   }
 }
 
-void check_shape(const SequenceSource& source, const BuildOptions& options) {
-  const std::int64_t vocab_size = options.vocab_size, end_token = options.end_token_id;
-  if (vocab_size < 1 || vocab_size > std::numeric_limits<std::int32_t>::max()) {
-    throw std::invalid_argument("vocab_size=" + std::to_string(vocab_size) + " is outside [1, 2147483647]");
-  }
-  if (end_token != kNoToken && (end_token < 0 || end_token >= vocab_size)) {
-    throw std::invalid_argument("end_token_id=" + std::to_string(end_token) +
-                                " is outside [0, vocab_size=" + std::to_string(vocab_size) + ")");
-  }
-  if (source.num_rows == 0) throw std::invalid_argument("sequences is empty: a catalog needs at least one item");
-  if (source.num_rows > kMaxRows) {
-    throw std::invalid_argument("sequences has " + std::to_string(source.num_rows) + " rows, more than the " +
-                                std::to_string(kMaxRows) + " that one trie holds; build several by first tokens");
-  }
-  if (source.indptr == nullptr) return;
-  if (source.indptr[0] != 0) {
-    throw std::invalid_argument("indptr[0]=" + std::to_string(source.indptr[0]) + ", expected 0");
-  }
-  for (std::uint64_t row = 0; row < source.num_rows; ++row) {
-    if (source.indptr[row + 1] < source.indptr[row]) {
-      throw std::invalid_argument("indptr[" + std::to_string(row + 1) + "]=" + std::to_string(source.indptr[row + 1]) +
-                                  " is less than indptr[" + std::to_string(row) +
-                                  "]=" + std::to_string(source.indptr[row]));
-    }
-  }
-  if (static_cast<std::uint64_t>(source.indptr[source.num_rows]) != source.num_values) {
-    throw std::invalid_argument("indptr[-1]=" + std::to_string(source.indptr[source.num_rows]) +
-                                " is not the number of values, " + std::to_string(source.num_values));
-  }
-}
-
 /// Sorts rows of values of type T: a sample sort into buckets that fit a cache, each sorted by radix on a window of 64
-/// bits of packed tokens; rows alike in a window are sorted by the next one.
+/// bits of packed tokens; rows alike in a window are sorted by the next one. Inside, rows are numbered from `first_`.
 template <typename T>
 class RowSorter {
  public:
-  RowSorter(const SequenceSource& source, const BuildOptions& options, int num_threads)
-      : source_(source),
-        values_(static_cast<const T*>(source.values)),
+  RowSorter(const SequenceSource& source, std::uint64_t begin, std::uint64_t end, const BuildOptions& options,
+            int num_threads, MemoryBudget* budget)
+      : rows_(source, options),
+        first_(begin),
+        num_rows_(end - begin),
         vocab_size_(options.vocab_size),
-        end_token_(options.end_token_id),
-        end_length_(options.end_token_id != kNoToken ? 1 : 0),
-        num_threads_(num_threads) {}
+        num_threads_(num_threads),
+        budget_(budget) {}
 
   FrontCoded run(const Tick& tick) {
     const auto within = [&](double from, double to) {
       return [&tick, from, to](double share) { tick(from + share * (to - from)); };
     };
-    FrontCoded catalog;
+    FrontCoded catalog(budget_);
     catalog.vocabulary = validate(within(0.0, 0.2));
     const TokenIndex index(catalog.vocabulary);
     index_ = &index;
     key_bits_ = bit_width(catalog.vocabulary.size());  // indices are shifted by one: 0 says that the sequence has ended
     key_tokens_ = 64 / key_bits_;
+    const MemoryShare order_memory(budget_, num_rows_ * sizeof(std::uint32_t), "sorting");
     const std::vector<std::uint32_t> order = sorted(within(0.2, 0.7));
     front_code(order, within(0.7, 1.0), &catalog);
     return catalog;
   }
 
  private:
-  // --- Rows -------------------------------------------------------------------------------------------------------
-
-  const T* begin_of(std::uint64_t row) const {
-    return values_ + (source_.indptr ? static_cast<std::uint64_t>(source_.indptr[row]) : row * source_.length);
-  }
-  std::uint64_t tokens_of(std::uint64_t row) const {  // without the end token
-    return source_.indptr ? static_cast<std::uint64_t>(source_.indptr[row + 1] - source_.indptr[row]) : source_.length;
-  }
-  std::uint64_t length_of(std::uint64_t row) const { return tokens_of(row) + end_length_; }
-  std::int64_t item_of(std::uint64_t row) const {
-    return source_.item_ids ? source_.item_ids[row] : static_cast<std::int64_t>(row);
-  }
-  void prefetch(std::uint64_t row) const { __builtin_prefetch(begin_of(row)); }
-
-  /// Tokens that two sequences share, the end token included.
-  std::uint64_t shared_by(std::uint64_t a, std::uint64_t b) const {
-    const std::uint64_t a_tokens = tokens_of(a), b_tokens = tokens_of(b), limit = std::min(a_tokens, b_tokens);
-    const T *const a_begin = begin_of(a), *const b_begin = begin_of(b);
-    std::uint64_t i = 0;
-    while (i < limit && a_begin[i] == b_begin[i]) ++i;
-    return i == a_tokens && i == b_tokens ? i + end_length_ : i;
-  }
-
   // --- Validation -------------------------------------------------------------------------------------------------
-
-  bool is_sound(std::int64_t token) const {
-    return token >= 0 && token < vocab_size_ && (end_length_ == 0 || token != end_token_);
-  }
-
-  std::string complaint(std::uint64_t row) const {
-    const std::uint64_t length = tokens_of(row);
-    if (length == 0) return at_row(row) + " is empty";
-    if (length_of(row) > TrieView::kMaxSequenceLength) {
-      return at_row(row) + " has " + std::to_string(length) + " tokens, more than the limit of " +
-             std::to_string(TrieView::kMaxSequenceLength);
-    }
-    const T* const tokens = begin_of(row);
-    std::uint64_t i = 0;
-    while (is_sound(tokens[i])) ++i;
-    const std::string token = std::to_string(tokens[i]);
-    return tokens[i] < 0 || tokens[i] >= vocab_size_
-               ? at_row(row) + ": token " + token + " at position " + std::to_string(i) +
-                     " is outside [0, vocab_size=" + std::to_string(vocab_size_) + ")"
-               : at_row(row) + ": end_token_id=" + token + " stands inside the sequence, at position " +
-                     std::to_string(i) + " of " + std::to_string(length);
-  }
 
   /// Checks every row and measures what the sort needs: the longest sequence and the prefix that all share. Returns
   /// the tokens that occur.
   std::vector<Token> validate(const Tick& tick) {
-    const std::uint64_t num_rows = source_.num_rows;
+    const MemoryShare memory(budget_, static_cast<std::uint64_t>(vocab_size_) / 8, "the tokens that occur");
     TokenSet seen(vocab_size_);
-    std::atomic<std::uint64_t> first_bad{num_rows}, shared{tokens_of(0)}, shortfall{TrieView::kMaxSequenceLength};
+    constexpr std::uint64_t kLongest = TrieView::kMaxSequenceLength;
+    std::atomic<std::uint64_t> first_bad{num_rows_}, shared{rows_.num_tokens(first_)}, shortfall{kLongest};
     // The first bad row is reported whatever the number of threads: every chunk before it is looked at.
     parallel_for(
-        num_rows, num_threads_, kRowsPerChunk,
+        num_rows_, num_threads_, kRowsPerChunk,
         [&](std::uint64_t begin, std::uint64_t end) {
           std::uint64_t common = shared.load(std::memory_order_relaxed), longest = 0;
           for (std::uint64_t row = begin; row < end; ++row) {
-            const std::uint64_t length = tokens_of(row);
-            const T* const tokens = begin_of(row);
-            bool good = length > 0 && length_of(row) <= TrieView::kMaxSequenceLength;
+            const std::uint64_t length = rows_.num_tokens(first_ + row);
+            const T* const tokens = rows_.begin(first_ + row);
+            bool good = rows_.has_sound_length(first_ + row);
             for (std::uint64_t i = 0; good && i < length; ++i) {
-              good = is_sound(tokens[i]);
+              good = rows_.is_sound(tokens[i]);
               if (good) seen.mark(tokens[i]);
             }
             if (!good) {
               lower_to(&first_bad, row);
               return;
             }
-            if (common > 0) common = std::min(common, shared_by(0, row));
-            longest = std::max(longest, length_of(row));
+            if (common > 0) common = std::min(common, rows_.shared(first_, first_ + row));
+            longest = std::max(longest, rows_.length(first_ + row));
           }
           lower_to(&shared, common);
-          lower_to(&shortfall, TrieView::kMaxSequenceLength - longest);
+          lower_to(&shortfall, kLongest - longest);
         },
-        [&](std::uint64_t done) { tick(static_cast<double>(done) / static_cast<double>(num_rows)); });
-    if (first_bad < num_rows) throw std::invalid_argument(complaint(first_bad));
-    if (end_length_ > 0) seen.mark(end_token_);
+        [&](std::uint64_t done) { tick(static_cast<double>(done) / static_cast<double>(num_rows_)); });
+    if (first_bad < num_rows_) throw std::invalid_argument(rows_.complaint(first_ + first_bad));
+    if (rows_.has_end()) seen.mark(rows_.end_token());
     common_prefix_ = shared;
-    max_length_ = TrieView::kMaxSequenceLength - shortfall;
+    max_length_ = kLongest - shortfall;
     return seen.tokens();
   }
 
@@ -177,36 +102,42 @@ class RowSorter {
   /// The `key_tokens_` tokens of a row from `depth` on, the first in the highest bits. Rows compare as their keys do,
   /// and where the lowest token is 0 equal keys are equal rows.
   KeyedRow keyed(std::uint32_t row, std::uint64_t depth) const {
-    const std::uint64_t length = tokens_of(row);
-    const T* const tokens = begin_of(row);
-    std::uint64_t key = 0;
-    const std::uint64_t stop = depth + key_tokens_;
-    std::uint64_t i = depth;
+    const std::uint64_t length = rows_.num_tokens(first_ + row), stop = depth + key_tokens_;
+    const T* const tokens = rows_.begin(first_ + row);
+    std::uint64_t key = 0, i = depth;
     for (const std::uint64_t inside = std::min(stop, length); i < inside; ++i) {
       key = key << key_bits_ | ((*index_)[tokens[i]] + 1);
     }
-    if (i < stop && i == length && end_length_ > 0) {
-      key = key << key_bits_ | ((*index_)[end_token_] + 1);
+    if (i < stop && i == length && rows_.has_end()) {
+      key = key << key_bits_ | ((*index_)[rows_.end_token()] + 1);
       ++i;
     }
     return {key == 0 ? 0 : key << key_bits_ * (stop - i), row};
   }
+  std::uint64_t first_key(std::uint64_t row) const {
+    return keyed(static_cast<std::uint32_t>(row), common_prefix_).key();
+  }
 
-  /// All row numbers in the order of their sequences, those of one sequence by item id.
-  std::vector<std::uint32_t> sorted(const Tick& tick) const {
-    const std::uint64_t num_rows = source_.num_rows;
-    // Buckets between sampled keys, so that a skewed first token costs nothing. Their number is a power of two and
-    // small enough for one open cache line each while rows are dealt out.
+  /// Splits the keys into buckets of like size; their number is a power of two and small enough for one open cache
+  /// line each while rows are dealt out. Sampled, so that a skewed first token costs nothing.
+  std::vector<std::uint64_t> sampled_splitters() const {
     constexpr std::uint64_t kRowsPerBucket = 1 << 12, kMaxBuckets = 1 << 11, kSamplesPerBucket = 8;
     std::uint64_t num_buckets = 1;
-    while (num_buckets < kMaxBuckets && num_buckets * kRowsPerBucket < num_rows) num_buckets *= 2;
+    while (num_buckets < kMaxBuckets && num_buckets * kRowsPerBucket < num_rows_) num_buckets *= 2;
     std::vector<std::uint64_t> splitters;
     for (std::uint64_t s = 0; s < num_buckets * kSamplesPerBucket; ++s) {
-      const std::uint64_t row = s * num_rows / (num_buckets * kSamplesPerBucket);
-      splitters.push_back(keyed(static_cast<std::uint32_t>(row), common_prefix_).key());
+      splitters.push_back(first_key(s * num_rows_ / (num_buckets * kSamplesPerBucket)));
     }
     std::sort(splitters.begin(), splitters.end());
     for (std::uint64_t b = 1; b < num_buckets; ++b) splitters[b - 1] = splitters[b * kSamplesPerBucket];
+    splitters.resize(num_buckets - 1);
+    return splitters;
+  }
+
+  /// All row numbers in the order of their sequences, those of one sequence by item id.
+  std::vector<std::uint32_t> sorted(const Tick& tick) const {
+    const std::vector<std::uint64_t> splitters = sampled_splitters();
+    const std::uint64_t num_buckets = splitters.size() + 1;
     const auto bucket_of = [&](std::uint64_t key) {  // splitters not above the key
       std::uint64_t bucket = 0;
       for (std::uint64_t step = num_buckets / 2; step > 0; step /= 2) {
@@ -215,27 +146,32 @@ class RowSorter {
       return bucket;
     };
 
-    // A counting scatter; each chunk of rows writes to its own part of each bucket.
-    const std::uint64_t num_chunks = std::min<std::uint64_t>(static_cast<std::uint64_t>(num_threads_) * 4, num_rows);
-    const std::uint64_t chunk_rows = (num_rows + num_chunks - 1) / num_chunks;
+    // A counting scatter; each chunk of rows writes to its own part of each bucket. A million rows at most, so that
+    // an interrupt is seen soon.
+    const std::uint64_t num_chunks =
+        std::max<std::uint64_t>(static_cast<std::uint64_t>(num_threads_) * 4, num_rows_ >> 20);
+    const std::uint64_t chunk_rows = num_rows_ / num_chunks + 1;
+    const MemoryShare rows_memory(budget_, num_rows_ * sizeof(KeyedRow), "sorting");
+    MemoryShare buckets_memory(budget_, num_rows_ * sizeof(std::uint16_t), "sorting");
     std::vector<std::uint32_t> at(num_chunks * num_buckets, 0);
-    std::vector<std::uint16_t> buckets(num_rows);
-    const auto chunks = [&](double from, double to) {
-      return [&, from, to](std::uint64_t done) {
-        tick(from + (to - from) * static_cast<double>(done) / static_cast<double>(num_chunks));
-      };
+    std::vector<std::uint16_t> buckets(num_rows_);
+    const auto for_each_chunk = [&](double from, double to, const auto& visit) {
+      parallel_for(
+          num_chunks, num_threads_, 1,
+          [&](std::uint64_t chunk, std::uint64_t) {
+            std::uint32_t* const places = at.data() + chunk * num_buckets;
+            const std::uint64_t end = std::min(num_rows_, (chunk + 1) * chunk_rows);
+            for (std::uint64_t row = chunk * chunk_rows; row < end; ++row) visit(row, places);
+          },
+          [&](std::uint64_t done) {
+            tick(from + (to - from) * static_cast<double>(done) / static_cast<double>(num_chunks));
+          });
     };
-    parallel_for(
-        num_chunks, num_threads_, 1,
-        [&](std::uint64_t chunk, std::uint64_t) {
-          std::uint32_t* const counts = at.data() + chunk * num_buckets;
-          for (std::uint64_t i = chunk * chunk_rows; i < std::min(num_rows, (chunk + 1) * chunk_rows); ++i) {
-            const std::uint64_t bucket = bucket_of(keyed(static_cast<std::uint32_t>(i), common_prefix_).key());
-            buckets[i] = static_cast<std::uint16_t>(bucket);
-            ++counts[bucket];
-          }
-        },
-        chunks(0.0, 0.3));
+    for_each_chunk(0.0, 0.3, [&](std::uint64_t row, std::uint32_t* counts) {
+      const std::uint64_t bucket = bucket_of(first_key(row));
+      buckets[row] = static_cast<std::uint16_t>(bucket);
+      ++counts[bucket];
+    });
     std::vector<std::uint32_t> bucket_begin(num_buckets + 1, 0);
     std::uint32_t total = 0;
     for (std::uint64_t bucket = 0; bucket < num_buckets; ++bucket) {
@@ -245,19 +181,14 @@ class RowSorter {
       }
     }
     bucket_begin[num_buckets] = total;
-    const std::unique_ptr<KeyedRow[]> rows(new KeyedRow[num_rows]);
-    parallel_for(
-        num_chunks, num_threads_, 1,
-        [&](std::uint64_t chunk, std::uint64_t) {
-          std::uint32_t* const place = at.data() + chunk * num_buckets;
-          for (std::uint64_t i = chunk * chunk_rows; i < std::min(num_rows, (chunk + 1) * chunk_rows); ++i) {
-            rows[place[buckets[i]]++] = keyed(static_cast<std::uint32_t>(i), common_prefix_);
-          }
-        },
-        chunks(0.3, 0.5));
-    buckets = {};
+    const std::unique_ptr<KeyedRow[]> rows(new KeyedRow[num_rows_]);
+    for_each_chunk(0.3, 0.5, [&](std::uint64_t row, std::uint32_t* places) {
+      rows[places[buckets[row]]++] = keyed(static_cast<std::uint32_t>(row), common_prefix_);
+    });
+    free_vector(&buckets);
+    buckets_memory.release();
 
-    std::vector<std::uint32_t> order(num_rows);
+    std::vector<std::uint32_t> order(num_rows_);
     parallel_for(
         num_buckets, num_threads_, 1,
         [&](std::uint64_t bucket, std::uint64_t) {
@@ -273,6 +204,7 @@ class RowSorter {
     struct Group {
       std::uint64_t begin, end, depth;
     };
+    const MemoryShare memory(budget_, count * sizeof(KeyedRow), "sorting");
     const std::unique_ptr<KeyedRow[]> scratch(new KeyedRow[count]);
     std::vector<Group> groups{{0, count, common_prefix_}};
     while (!groups.empty()) {
@@ -283,12 +215,13 @@ class RowSorter {
       for (std::uint64_t i = begin + 1; i <= group.end; ++i) {
         if (i < group.end && rows[i].key() == rows[begin].key()) continue;
         if (i - begin > 1) {
-          const std::uint64_t depth = group.depth + key_tokens_;
           const bool has_ended = (rows[begin].key() & ((std::uint64_t{1} << key_bits_) - 1)) == 0;
           if (has_ended) {
-            std::sort(rows + begin, rows + i,
-                      [this](const KeyedRow& a, const KeyedRow& b) { return item_of(a.row) < item_of(b.row); });
+            std::sort(rows + begin, rows + i, [this](const KeyedRow& a, const KeyedRow& b) {
+              return rows_.item_id(first_ + a.row) < rows_.item_id(first_ + b.row);
+            });
           } else {
+            const std::uint64_t depth = group.depth + key_tokens_;
             for (std::uint64_t j = begin; j < i; ++j) rows[j] = keyed(rows[j].row, depth);
             groups.push_back({begin, i, depth});
           }
@@ -301,26 +234,26 @@ class RowSorter {
   // --- Front coding -----------------------------------------------------------------------------------------------
 
   void front_code(const std::vector<std::uint32_t>& order, const Tick& tick, FrontCoded* catalog) const {
-    const std::uint64_t num_rows = order.size();
-    const std::uint64_t num_chunks = (num_rows + Segment::kMaxSequences - 1) / Segment::kMaxSequences;
+    const std::uint64_t num_chunks = (num_rows_ + Segment::kMaxSequences - 1) / Segment::kMaxSequences;
     std::vector<std::vector<Segment>> parts(num_chunks);
-    std::atomic<std::uint64_t> first_clash{num_rows};
+    std::atomic<std::uint64_t> first_clash{num_rows_};
     parallel_for(
         num_chunks, num_threads_, 1,
         [&](std::uint64_t chunk, std::uint64_t) {
           parts[chunk] = code_part(order, chunk * Segment::kMaxSequences, catalog->token_bits(), &first_clash);
+          for (const Segment& segment : parts[chunk]) catalog->memory.grow(segment.nbytes(), "sorted sequences");
         },
         [&](std::uint64_t done) { tick(static_cast<double>(done) / static_cast<double>(num_chunks)); });
-    if (first_clash < num_rows) {
-      const std::uint64_t shorter = order[first_clash - 1], longer = order[first_clash];
-      throw std::invalid_argument(at_row(shorter) + " (" + std::to_string(length_of(shorter)) +
-                                  " tokens) is a prefix of " + at_row(longer) +
+    if (first_clash < num_rows_) {
+      const std::uint64_t shorter = first_ + order[first_clash - 1], longer = first_ + order[first_clash];
+      throw std::invalid_argument(rows_.name(shorter) + " (" + std::to_string(rows_.length(shorter)) +
+                                  " tokens) is a prefix of " + rows_.name(longer) +
                                   "; pass end_token_id so that every sequence has an end of its own");
     }
     for (std::vector<Segment>& part : parts) {
       std::move(part.begin(), part.end(), std::back_inserter(catalog->segments));
     }
-    catalog->settle();
+    catalog->max_length = max_length_;
   }
 
   /// The sequences whose first row stands at [begin, begin + kMaxSequences) of the order. Sorted order puts a sequence
@@ -333,37 +266,37 @@ class RowSorter {
     SegmentWriter writer(token_bits, max_length_);
     bool is_ours = false;  // rows at the front may repeat the sequence before
     for (std::uint64_t i = begin; i < order.size(); ++i) {
-      if (i + kAhead < order.size()) prefetch(order[i + kAhead]);
-      const std::uint64_t row = order[i], length = length_of(row);
-      const std::uint64_t shared = i > 0 ? shared_by(order[i - 1], row) : 0;
-      if (i > 0 && shared == length_of(order[i - 1])) {
+      if (i + kAhead < order.size()) rows_.prefetch(first_ + order[i + kAhead]);
+      const std::uint64_t row = first_ + order[i], length = rows_.length(row);
+      const std::uint64_t before = i > 0 ? first_ + order[i - 1] : row, shared = i > 0 ? rows_.shared(before, row) : 0;
+      if (i > 0 && shared == rows_.length(before)) {
         if (shared != length) {
           lower_to(first_clash, i);
           return {};
         }
-        if (is_ours) writer.add_item(item_of(row));
+        if (is_ours) writer.add_item(rows_.item_id(row));
         continue;
       }
       if (i >= end) break;
       if (writer.is_full()) segments.push_back(writer.finish());
-      const T* const tokens = begin_of(row);
+      const T* const tokens = rows_.begin(row);
       const std::uint64_t stored_from =
           writer.begin_sequence(static_cast<std::uint32_t>(shared), static_cast<std::uint32_t>(length));
-      for (std::uint64_t at = stored_from; at < tokens_of(row); ++at) writer.push((*index_)[tokens[at]]);
-      if (end_length_ > 0) writer.push((*index_)[end_token_]);
-      writer.add_item(item_of(row));
+      for (std::uint64_t at = stored_from; at < rows_.num_tokens(row); ++at) writer.push((*index_)[tokens[at]]);
+      if (rows_.has_end()) writer.push((*index_)[rows_.end_token()]);
+      writer.add_item(rows_.item_id(row));
       is_ours = true;
     }
-    segments.push_back(writer.finish());
+    if (is_ours) segments.push_back(writer.finish());
     return segments;
   }
 
-  const SequenceSource& source_;
-  const T* values_;
+  Rows<T> rows_;
+  std::uint64_t first_;
+  std::uint64_t num_rows_;
   std::int64_t vocab_size_;
-  std::int64_t end_token_;
-  std::uint64_t end_length_;  ///< 1 if an end token is appended, else 0
   int num_threads_;
+  MemoryBudget* budget_;
 
   const TokenIndex* index_ = nullptr;
   std::uint64_t common_prefix_ = 0;  ///< tokens that all rows share
@@ -374,10 +307,11 @@ class RowSorter {
 
 }  // namespace
 
-FrontCoded sort_rows(const SequenceSource& source, const BuildOptions& options, int num_threads, const Tick& tick) {
-  check_shape(source, options);
-  return source.value_bytes == 4 ? RowSorter<std::int32_t>(source, options, num_threads).run(tick)
-                                 : RowSorter<std::int64_t>(source, options, num_threads).run(tick);
+FrontCoded sort_rows(const SequenceSource& source, std::uint64_t begin, std::uint64_t end, const BuildOptions& options,
+                     int num_threads, MemoryBudget* budget, const Tick& tick) {
+  const auto run = [&](auto sorter) { return sorter.run(tick); };
+  return source.value_bytes == 4 ? run(RowSorter<std::int32_t>(source, begin, end, options, num_threads, budget))
+                                 : run(RowSorter<std::int64_t>(source, begin, end, options, num_threads, budget));
 }
 
 }  // namespace gentrie
