@@ -183,9 +183,9 @@ Part merge_part(const std::vector<SortedRun>& runs, const std::vector<Translatio
   return part;
 }
 
-/// Sequences that cut the runs into parts of about a million, none of them twice.
+/// Sequences that cut the runs into parts of about half a million, none of them twice.
 std::vector<Sequence> choose_bounds(const std::vector<SortedRun>& runs, const std::vector<Translation>& translations) {
-  constexpr std::uint64_t kSegmentsPerPart = (std::uint64_t{1} << 20) / Segment::kMaxSequences;
+  constexpr std::uint64_t kSegmentsPerPart = (std::uint64_t{1} << 19) / Segment::kMaxSequences;
   std::vector<Sequence> firsts, bounds;
   for (std::uint64_t r = 0; r < runs.size(); ++r) {
     for (std::uint64_t s = 0; s < runs[r].num_segments(); ++s) {
