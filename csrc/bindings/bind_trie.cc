@@ -35,6 +35,12 @@ SequenceSource as_source(const py::array& values, const std::optional<InputArray
   return source;
 }
 
+/// Lets Ctrl-C stop what runs without the GIL.
+void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 BuildOptions as_options(std::int64_t vocab_size, std::int64_t end_token_id, int num_threads, std::uint64_t memory_limit,
                         const py::object& progress) {
   BuildOptions options;
@@ -43,8 +49,8 @@ BuildOptions as_options(std::int64_t vocab_size, std::int64_t end_token_id, int 
   options.num_threads = num_threads;
   options.memory_limit = memory_limit;
   options.progress = [&progress](std::uint64_t done, std::uint64_t total) {
+    check_signals();
     const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C stops the build
     if (!progress.is_none()) progress(done, total);
   };
   return options;
@@ -193,18 +199,23 @@ void bind_trie(py::module_& module) {
                   arg("item_ids"), arg("num_threads"), arg("memory_limit"), arg("progress"))
       .def_static(
           "load",
-          [](const std::string& path, std::optional<bool> verify) {
+          [](const std::string& path, std::optional<bool> verify, bool prefault) {
+            LoadOptions options;
+            options.verify = !verify ? Verify::kAuto : *verify ? Verify::kAlways : Verify::kNever;
+            options.prefault = prefault;
             const py::gil_scoped_release no_gil;
-            return unconst(load_trie(path, !verify ? Verify::kAuto : *verify ? Verify::kAlways : Verify::kNever));
+            return unconst(load_trie(path, options));
           },
-          arg("path"), arg("verify"))
+          arg("path"), arg("verify"), arg("prefault"))
       .def(
           "save",
           [](const Trie& trie, const std::string& path, const std::map<std::string, std::string>& metadata) {
-            save_trie(trie, path, metadata);
+            save_trie(trie, path, metadata, check_signals);
           },
           arg("path"), arg("metadata"), py::call_guard<py::gil_scoped_release>())
-      .def("verify", &verify_trie, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "verify", [](const Trie& trie) { verify_trie(trie, 0, check_signals); },
+          py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("num_items", [](const Trie& trie) { return trie.view().num_items; })
       .def_property_readonly("num_sequences", [](const Trie& trie) { return trie.view().num_leaves; })
       .def_property_readonly("vocab_size", [](const Trie& trie) { return trie.view().vocab_size; })

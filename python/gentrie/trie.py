@@ -326,6 +326,7 @@ class TokenTrie:
         *,
         verify: bool | None = None,
         require: Mapping[str, str] | None = None,
+        prefault: bool = False,
     ) -> TokenTrie:
         """Map a file written by :meth:`save`; its pages are shared by all processes that load it.
 
@@ -334,11 +335,14 @@ class TokenTrie:
         path
             The file.
         verify
-            Check every byte against the checksums. Default: for files under 16 MB. The header and the table of arrays
+            Check every byte against the checksums, and the arrays against each other, on all processors. Default: for files under 16 MB. The header and the table of arrays
             are checked in any case, and an altered body that is not checked may give wrong answers but never a read
             outside the file.
         require
             Metadata that the file must carry, such as ``{"codebook": "v7"}``.
+        prefault
+            Read the whole file into memory now. Default: each page at the first lookup that touches it, so that a file
+            of any size opens in milliseconds.
 
         Raises
         ------
@@ -348,7 +352,8 @@ class TokenTrie:
             If it is not a gentrie file, truncated, altered, of another format version, or lacks what ``require``
             asks for.
         """
-        trie = cls(_core.Trie.load(_validate.path(path), verify))
+        prefault = _validate.choice("prefault", prefault, (False, True))
+        trie = cls(_core.Trie.load(_validate.path(path), verify, prefault))
         for key, value in _validate.string_map("require", require).items():
             if trie._metadata.get(key) != value:
                 raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")

@@ -109,6 +109,24 @@ def test_an_iterator_that_raises(tmp_path: Path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_disk_that_fills(tmp_path: Path):
+    code = """
+import resource, signal, sys
+import numpy as np
+from gentrie import TokenTrie
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+rows = np.random.default_rng(0).integers(0, 90, (5000, 4))
+try:
+    TokenTrie.from_chunks([rows, rows], vocab_size=90, spill_dir=sys.argv[1])
+except OSError as error:
+    print(type(error).__name__, sys.argv[1] in str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert done.stdout == "OSError True\n", done.stderr
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("chunks", "options", "kind", "parts"),
     [
