@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from _fresh import PeakMemory
 
-BYTES_A_TOKEN = 40
+BYTES_A_TOKEN = 55
 """Memory that its builder takes for each token of the input, about."""
 
 

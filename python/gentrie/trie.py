@@ -335,9 +335,9 @@ class TokenTrie:
         path
             The file.
         verify
-            Check every byte against the checksums, and the arrays against each other, on all processors. Default: for files under 16 MB. The header and the table of arrays
-            are checked in any case, and an altered body that is not checked may give wrong answers but never a read
-            outside the file.
+            Check every byte against the checksums, and the arrays against each other, on all processors. Default: for
+            files under 16 MB. The header and the table of arrays are checked in any case, and an altered body that is
+            not checked may give wrong answers but never a read outside the file.
         require
             Metadata that the file must carry, such as ``{"codebook": "v7"}``.
         prefault
