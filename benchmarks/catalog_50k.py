@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from _child_lookup import child_lookup, compile_program
 from _figures import VOCAB_SIZE, Figure, main
 
-import gentrie
 from gentrie import TokenTrie
 from gentrie.bench.catalogs import tokenised_catalogs
-from gentrie.bench.harness import Spread, compare
-
-
-def child_lookup(path: Path, rounds: int, folder: Path) -> Spread:
-    """Seconds of a child lookup, by the C++ program beside this file, compiled against the installed library."""
-    program, include = folder / "child_lookup", Path(gentrie.get_include())
-    source = Path(__file__).parent / "cpp" / "child_lookup.cc"
-    library = include.parent / "lib" / "libgentrie.a"
-    command = ["c++", "-std=c++17", "-O3", f"-I{include}", source, library, "-pthread", "-o", program]
-    subprocess.run(list(map(str, command)), check=True)
-    lines = subprocess.run([str(program), str(path), str(rounds)], check=True, capture_output=True, text=True).stdout
-    return Spread.of([float(line.split()[0]) * 1e-9 for line in lines.splitlines()])
+from gentrie.bench.harness import compare
 
 
 def measure(options: argparse.Namespace) -> list[Figure]:
@@ -53,7 +41,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
             },
             rounds=options.rounds,
         )
-        lookup = child_lookup(path, options.rounds, Path(folder))
+        lookup = child_lookup(compile_program(Path(folder)), path, options.rounds)
     touched = sum(size for name, size in trie.nbytes_by_array.items() if not name.startswith("item_"))
     note = f"{trie.num_items:,} items, {len(values) / trie.num_items:.1f} tokens each"
     return [

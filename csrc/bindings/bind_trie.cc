@@ -18,9 +18,8 @@ using TriePtr = std::shared_ptr<Trie>;
 TriePtr unconst(std::shared_ptr<const Trie> trie) { return std::const_pointer_cast<Trie>(std::move(trie)); }
 
 /// Rows as `values` with `indptr`, or as the rows of a 2-d `values`.
-TriePtr build(const py::array& values, const std::optional<InputArray<std::int64_t>>& indptr, std::int64_t vocab_size,
-              std::int64_t end_token_id, const std::optional<InputArray<std::int64_t>>& item_ids, int num_threads,
-              const py::object& progress) {
+SequenceSource as_source(const py::array& values, const std::optional<InputArray<std::int64_t>>& indptr,
+                         const std::optional<InputArray<std::int64_t>>& item_ids) {
   SequenceSource source;
   source.values = values.data();
   source.value_bytes = static_cast<std::uint32_t>(values.itemsize());
@@ -33,18 +32,65 @@ TriePtr build(const py::array& values, const std::optional<InputArray<std::int64
     source.length = static_cast<std::uint64_t>(values.shape(1));
   }
   if (item_ids) source.item_ids = item_ids->data();
+  return source;
+}
+
+/// Lets Ctrl-C stop what runs without the GIL.
+void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+BuildOptions as_options(std::int64_t vocab_size, std::int64_t end_token_id, int num_threads, std::uint64_t memory_limit,
+                        const py::object& progress) {
   BuildOptions options;
   options.vocab_size = vocab_size;
   options.end_token_id = end_token_id;
   options.num_threads = num_threads;
+  options.memory_limit = memory_limit;
   options.progress = [&progress](std::uint64_t done, std::uint64_t total) {
+    check_signals();
     const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C stops the build
     if (!progress.is_none()) progress(done, total);
   };
+  return options;
+}
+
+TriePtr build(const py::array& values, const std::optional<InputArray<std::int64_t>>& indptr, std::int64_t vocab_size,
+              std::int64_t end_token_id, const std::optional<InputArray<std::int64_t>>& item_ids, int num_threads,
+              std::uint64_t memory_limit, const py::object& progress) {
+  const SequenceSource source = as_source(values, indptr, item_ids);
+  const BuildOptions options = as_options(vocab_size, end_token_id, num_threads, memory_limit, progress);
   const py::gil_scoped_release no_gil;
   return unconst(build_trie(source, options));
 }
+
+/// ChunkedBuilder for Python, which has one thread at a time in it.
+class PyChunkedBuilder {
+ public:
+  PyChunkedBuilder(std::int64_t vocab_size, std::int64_t end_token_id, int num_threads, std::uint64_t memory_limit,
+                   const std::string& spill_folder, py::object progress)
+      : progress_(std::move(progress)),
+        builder_(as_options(vocab_size, end_token_id, num_threads, memory_limit, progress_), spill_folder) {}
+
+  void add(const py::array& values, const std::optional<InputArray<std::int64_t>>& indptr,
+           const std::optional<InputArray<std::int64_t>>& item_ids, const std::string& name) {
+    SequenceSource source = as_source(values, indptr, item_ids);
+    source.name = name;
+    source.first_item_id = static_cast<std::int64_t>(builder_.num_rows());
+    const py::gil_scoped_release no_gil;
+    builder_.add(source);
+  }
+
+  TriePtr finish() {
+    const py::gil_scoped_release no_gil;
+    return unconst(builder_.finish());
+  }
+
+ private:
+  py::object progress_;  // the builder's callback refers to it
+  ChunkedBuilder builder_;
+};
 
 py::dict arrays_of(const TriePtr& trie) {
   py::dict arrays;
@@ -90,19 +136,23 @@ py::array_t<std::int64_t> resolve(const Trie& trie, const InputArray<std::int64_
   return items_of(view, view.is_leaf(state) ? view.leaves_below(state) : LeafRange{});
 }
 
-py::tuple to_sequences(const Trie& trie) {
+/// All sequences with their items, or only those that stand for several.
+py::tuple to_sequences(const Trie& trie, bool only_shared) {
   const TrieView& view = trie.view();
   std::vector<Token> values;
-  std::vector<std::int64_t> indptr{0}, item_indptr{0};
+  std::vector<std::int64_t> indptr{0}, items, item_indptr{0};
   {
     const py::gil_scoped_release no_gil;
     for (std::uint32_t leaf = 0; leaf < view.num_leaves; ++leaf) {
+      const auto [begin, end] = view.items_of_leaf(leaf);
+      if (only_shared && end - begin < 2) continue;
       trie.append_sequence(leaf, &values);
       indptr.push_back(static_cast<std::int64_t>(values.size()));
-      item_indptr.push_back(static_cast<std::int64_t>(view.items_of_leaf(leaf).second));
+      for (std::uint64_t entry = begin; entry < end; ++entry) items.push_back(view.item_id(entry));
+      item_indptr.push_back(static_cast<std::int64_t>(items.size()));
     }
   }
-  return py::make_tuple(to_array(std::move(values)), to_array(std::move(indptr)), items_of(view, {0, view.num_leaves}),
+  return py::make_tuple(to_array(std::move(values)), to_array(std::move(indptr)), to_array(std::move(items)),
                         to_array(std::move(item_indptr)));
 }
 
@@ -146,21 +196,26 @@ void bind_trie(py::module_& module) {
   using py::arg;
   py::class_<Trie, TriePtr>(module, "Trie")
       .def_static("build", &build, arg("values"), arg("indptr"), arg("vocab_size"), arg("end_token_id"),
-                  arg("item_ids"), arg("num_threads"), arg("progress"))
+                  arg("item_ids"), arg("num_threads"), arg("memory_limit"), arg("progress"))
       .def_static(
           "load",
-          [](const std::string& path, std::optional<bool> verify) {
+          [](const std::string& path, std::optional<bool> verify, bool prefault) {
+            LoadOptions options;
+            options.verify = !verify ? Verify::kAuto : *verify ? Verify::kAlways : Verify::kNever;
+            options.prefault = prefault;
             const py::gil_scoped_release no_gil;
-            return unconst(load_trie(path, !verify ? Verify::kAuto : *verify ? Verify::kAlways : Verify::kNever));
+            return unconst(load_trie(path, options));
           },
-          arg("path"), arg("verify"))
+          arg("path"), arg("verify"), arg("prefault"))
       .def(
           "save",
           [](const Trie& trie, const std::string& path, const std::map<std::string, std::string>& metadata) {
-            save_trie(trie, path, metadata);
+            save_trie(trie, path, metadata, check_signals);
           },
           arg("path"), arg("metadata"), py::call_guard<py::gil_scoped_release>())
-      .def("verify", &verify_trie, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "verify", [](const Trie& trie) { verify_trie(trie, 0, check_signals); },
+          py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("num_items", [](const Trie& trie) { return trie.view().num_items; })
       .def_property_readonly("num_sequences", [](const Trie& trie) { return trie.view().num_leaves; })
       .def_property_readonly("vocab_size", [](const Trie& trie) { return trie.view().vocab_size; })
@@ -221,7 +276,14 @@ void bind_trie(py::module_& module) {
       .def("resolve", &resolve, arg("tokens"))
       .def("token_states", &states_of_tokens, arg("token_ids"), arg("begin_token_id"), arg("starts"),
            arg("num_threads"))
-      .def("to_sequences", &to_sequences);
+      .def("to_sequences", &to_sequences, arg("only_shared"));
+
+  py::class_<PyChunkedBuilder>(module, "ChunkedBuilder")
+      .def(py::init<std::int64_t, std::int64_t, int, std::uint64_t, const std::string&, py::object>(),
+           arg("vocab_size"), arg("end_token_id"), arg("num_threads"), arg("memory_limit"), arg("spill_folder"),
+           arg("progress"))
+      .def("add", &PyChunkedBuilder::add, arg("values"), arg("indptr"), arg("item_ids"), arg("name"))
+      .def("finish", &PyChunkedBuilder::finish);
 }
 
 }  // namespace gentrie

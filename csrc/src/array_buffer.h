@@ -2,7 +2,7 @@
 #define GENTRIE_ARRAY_BUFFER_H_
 
 #include <cstdint>
-#include <cstring>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <vector>
@@ -14,18 +14,15 @@ namespace gentrie {
 /// Memory of a trie that was built (not mapped): one 64-byte aligned, zero-padded block an array.
 class ArrayStorage {
  public:
-  template <typename T>
-  T* allocate(ArrayId id, std::uint64_t count, bool is_signed = false) {
-    return static_cast<T*>(allocate_bytes(id, count, sizeof(T), is_signed));
-  }
-
   void* allocate_bytes(ArrayId id, std::uint64_t count, std::uint32_t itemsize, bool is_signed) {
     ArrayRef& ref = arrays_[static_cast<std::size_t>(id)];
     ref = {nullptr, count, itemsize, is_signed};
-    const std::uint64_t nbytes = ref.padded_nbytes();
-    void* data = ::operator new(nbytes, std::align_val_t{64});
-    blocks_.emplace_back(data);
-    std::memset(data, 0, nbytes);
+    // calloc takes large blocks zeroed from the system: their pages are first touched by whichever thread fills them.
+    void* block = std::calloc(ref.padded_nbytes() + kAlignment, 1);
+    if (block == nullptr) throw std::bad_alloc();
+    blocks_.emplace_back(block);
+    void* data =
+        reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(block) + kAlignment - 1) & ~(kAlignment - 1));
     ref.data = data;
     return data;
   }
@@ -33,8 +30,9 @@ class ArrayStorage {
   const ArrayTable& arrays() const { return arrays_; }
 
  private:
+  static constexpr std::uintptr_t kAlignment = 64;
   struct Free {
-    void operator()(void* data) const { ::operator delete(data, std::align_val_t{64}); }
+    void operator()(void* block) const { std::free(block); }
   };
   ArrayTable arrays_;
   std::vector<std::unique_ptr<void, Free>> blocks_;

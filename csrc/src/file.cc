@@ -5,11 +5,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 #include <vector>
 
+#include "gentrie/builder.h"
 #include "gentrie/version.h"
 #include "safetensors.h"
 #include "xxhash64.h"
@@ -79,14 +81,18 @@ std::string header_checksum(const std::map<std::string, std::string>& metadata) 
   return hex(xxhash64(text.data(), text.size()));
 }
 
-void write_all(int fd, const void* data, std::uint64_t length, const std::string& path) {
+/// Writes in parts, and has the disk keep up with them, so that an interrupt never waits for long.
+void write_all(int fd, const void* data, std::uint64_t length, const std::string& path,
+               const std::function<void()>& poll) {
+  constexpr std::uint64_t kPart = std::uint64_t{1} << 26;
   const auto* at = static_cast<const char*>(data);
   while (length > 0) {
-    const ssize_t written = ::write(fd, at, std::min<std::uint64_t>(length, 1 << 30));
+    const ssize_t written = ::write(fd, at, std::min(length, kPart));
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) fail_io("cannot write", path);
+    if (written < 0 || (length > kPart && ::fdatasync(fd) != 0)) fail_io("cannot write", path);
     at += written;
     length -= static_cast<std::uint64_t>(written);
+    if (poll) poll();
   }
 }
 
@@ -267,64 +273,20 @@ class Reader {
   bool is_as_written_ = false;
 };
 
-/// What the arrays of a sound trie say of each other; the first contradiction, or nothing.
-std::string contradiction(const TrieView& view) {
-  for (std::uint32_t t = 0; t < view.num_tokens; ++t) {
-    if (view.vocabulary[t] < 0 || view.vocabulary[t] >= view.vocab_size ||
-        (t > 0 && view.vocabulary[t] <= view.vocabulary[t - 1])) {
-      return "vocabulary is not ascending below vocab_size";
-    }
-  }
-  if (view.edge_indptr[0] != 0 || view.edge_indptr[view.num_nodes] != view.num_edges) {
-    return "edge_indptr does not span the edges";
-  }
-  std::uint32_t child = 1;
-  for (std::uint32_t node = 0; node < view.num_nodes; ++node) {
-    if (view.edge_indptr[node + 1] < view.edge_indptr[node] + (node == 0 ? 1 : 2)) {
-      return "edge_indptr: a node has too few edges";
-    }
-    if (node > 0 && node >= child) return "edge_to_node: a node comes before its parent";
-    std::uint32_t leaf = view.leaves_below(node).begin;
-    for (std::uint32_t edge = view.edge_indptr[node]; edge < view.edge_indptr[node + 1]; ++edge) {
-      const std::uint32_t token = view.edge_token_index(edge);
-      if (token >= view.num_tokens || (edge > view.edge_indptr[node] && token <= view.edge_token_index(edge - 1))) {
-        return "edge_tokens are not ascending within a node";
-      }
-      if (view.edge_to_node.rank(edge) + 1 != child) return "edge_to_node has a wrong rank";
-      const LeafRange below = view.leaves_of_edge(node, edge);
-      if (below.begin != leaf || below.size() == 0) return "leaf_base and leaf_prefix leave a gap";
-      leaf = below.end;
-      child += view.edge_to_node.test(edge) ? 1 : 0;
-    }
-    const LeafRange below = view.leaves_below(node);
-    if (leaf != below.end || (node == 0 && (below.begin != 0 || below.end != view.num_leaves))) {
-      return "leaf_prefix does not fit the edges";
-    }
-  }
-  if (child != view.num_nodes) return "edge_to_node does not lead to every node";
-  for (std::uint64_t target = 0; target < view.num_targets(); ++target) {
-    if (view.run_end(target) < view.run_begin(target)) return "run_offsets are not ascending";
-  }
-  if (view.run_begin(0) != 0 || view.run_begin(view.num_targets()) != view.num_run_tokens) {
-    return "run_offsets do not span the run tokens";
-  }
-  for (std::uint64_t at = 0; at < view.num_run_tokens; ++at) {
-    if (view.run_tokens[at] >= view.num_tokens) return "run_tokens holds an index beyond the vocabulary";
-  }
-  std::uint64_t entry = 0;
-  for (std::uint32_t leaf = 0; leaf < view.num_leaves; ++leaf) {
-    const auto [begin, end] = view.items_of_leaf(leaf);
-    if (begin != entry || end == begin) return "item_indptr does not span the items";
-    for (entry = begin + 1; entry < end; ++entry) {
-      if (view.item_id(entry) <= view.item_id(entry - 1)) return "item_ids are not ascending within a sequence";
-    }
-  }
-  return entry == view.num_items ? "" : "item_indptr does not span the items";
+/// Reads a mapping into memory. Where the system cannot do so at once a byte of each page is asked for.
+void prefault(const char* data, std::uint64_t size) {
+#ifdef MADV_POPULATE_READ
+  if (::madvise(const_cast<char*>(data), size, MADV_POPULATE_READ) == 0) return;
+#endif
+  ::madvise(const_cast<char*>(data), size, MADV_WILLNEED);
+  constexpr std::uint64_t kPage = 4096;
+  for (std::uint64_t at = 0; at < size; at += kPage) static_cast<void>(*static_cast<const volatile char*>(data + at));
 }
 
 }  // namespace
 
-void save_trie(const Trie& trie, const std::string& path, const std::map<std::string, std::string>& metadata) {
+void save_trie(const Trie& trie, const std::string& path, const std::map<std::string, std::string>& metadata,
+               const std::function<void()>& poll) {
   SafetensorsHeader header;
   for (const auto& [key, value] : metadata) {
     if (key.rfind(kOwnPrefix, 0) == 0) {
@@ -338,7 +300,7 @@ void save_trie(const Trie& trie, const std::string& path, const std::map<std::st
   for_each_count(trie.header(), [&](const char* name, auto value) {
     header.metadata[std::string(kOwnPrefix) + name] = std::to_string(value);
   });
-  const std::array<std::uint64_t, kNumArrays> checksums = checksums_of(trie.arrays());
+  const std::array<std::uint64_t, kNumArrays> checksums = checksums_of(trie.arrays(), default_num_threads());
   std::uint64_t offset = 0;
   for (std::size_t i = 0; i < kNumArrays; ++i) {
     const ArrayRef& array = trie.arrays()[i];
@@ -356,9 +318,9 @@ void save_trie(const Trie& trie, const std::string& path, const std::map<std::st
   std::string temporary;
   const FileDescriptor created(create_beside(path, &temporary));
   try {
-    write_all(created.get(), &length, sizeof length, path);
-    write_all(created.get(), text.data(), length, path);
-    for (const ArrayRef& array : trie.arrays()) write_all(created.get(), array.data, array.padded_nbytes(), path);
+    write_all(created.get(), &length, sizeof length, path, poll);
+    write_all(created.get(), text.data(), length, path, poll);
+    for (const ArrayRef& array : trie.arrays()) write_all(created.get(), array.data, array.padded_nbytes(), path, poll);
     if (::fsync(created.get()) != 0) fail_io("cannot write", path);
     if (::rename(temporary.c_str(), path.c_str()) != 0) fail_io("cannot rename to", path);
   } catch (...) {
@@ -371,7 +333,7 @@ void save_trie(const Trie& trie, const std::string& path, const std::map<std::st
   if (folder.valid()) ::fsync(folder.get());
 }
 
-std::shared_ptr<const Trie> load_trie(const std::string& path, Verify verify) {
+std::shared_ptr<const Trie> load_trie(const std::string& path, const LoadOptions& options) {
   const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) fail_io("cannot open", path);
   struct stat status{};
@@ -389,22 +351,15 @@ std::shared_ptr<const Trie> load_trie(const std::string& path, Verify verify) {
   Reader reader(static_cast<const char*>(mapped), size, path);
   reader.read();
   auto trie = std::make_shared<const Trie>(reader.header, reader.arrays, mapping, reader.fingerprint, reader.metadata);
-  if (verify == Verify::kAlways || (verify == Verify::kAuto && size < kAutoVerifyBytes)) {
+  if (options.prefault) prefault(static_cast<const char*>(mapped), size);
+  if (options.verify == Verify::kAlways || (options.verify == Verify::kAuto && size < kAutoVerifyBytes)) {
     try {
-      verify_trie(*trie);
+      verify_trie(*trie, options.num_threads);
     } catch (const FormatError& error) {
       throw FormatError(path + ": " + error.what());
     }
   }
   return trie;
-}
-
-void verify_trie(const Trie& trie) {
-  if (fingerprint_of(trie.header(), trie.arrays(), checksums_of(trie.arrays())) != trie.fingerprint()) {
-    throw FormatError("an array was altered: the checksums differ");
-  }
-  const std::string why = contradiction(trie.view());
-  if (!why.empty()) throw FormatError("the arrays contradict each other: " + why);
 }
 
 }  // namespace gentrie

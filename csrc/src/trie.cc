@@ -1,8 +1,11 @@
 #include "gentrie/trie.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <numeric>
 #include <stdexcept>
 
+#include "parallel.h"
 #include "xxhash64.h"
 
 namespace gentrie {
@@ -15,9 +18,18 @@ const char* array_name(ArrayId id) {
   return kNames[static_cast<std::size_t>(id)];
 }
 
-std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays) {
+std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays, int num_threads) {
+  std::array<std::size_t, kNumArrays> largest_first;
+  std::iota(largest_first.begin(), largest_first.end(), 0);
+  std::sort(largest_first.begin(), largest_first.end(),
+            [&](std::size_t a, std::size_t b) { return arrays[a].nbytes() > arrays[b].nbytes(); });
+  constexpr std::uint64_t kWorthThreads = std::uint64_t{1} << 22;
+  if (arrays[largest_first[0]].nbytes() < kWorthThreads) num_threads = 1;
   std::array<std::uint64_t, kNumArrays> checksums{};
-  for (std::size_t i = 0; i < kNumArrays; ++i) checksums[i] = xxhash64(arrays[i].data, arrays[i].padded_nbytes());
+  parallel_for(kNumArrays, num_threads, 1, [&](std::uint64_t begin, std::uint64_t) {
+    const ArrayRef& array = arrays[largest_first[begin]];
+    checksums[largest_first[begin]] = xxhash64(array.data, array.padded_nbytes());
+  });
   return checksums;
 }
 

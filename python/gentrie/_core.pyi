@@ -35,10 +35,11 @@ class Trie:
         end_token_id: int,
         item_ids: _Int64 | None,
         num_threads: int,
+        memory_limit: int,
         progress: Callable[[int, int], None] | None,
     ) -> Trie: ...
     @staticmethod
-    def load(path: bytes, verify: bool | None) -> Trie: ...
+    def load(path: bytes, verify: bool | None, prefault: bool) -> Trie: ...
     def save(self, path: bytes, metadata: dict[str, str]) -> None: ...
     def verify(self) -> None: ...
     @property
@@ -71,7 +72,26 @@ class Trie:
     def token_states(
         self, token_ids: _Int64, begin_token_id: int, starts: _Int64 | None, num_threads: int
     ) -> _Int64: ...
-    def to_sequences(self) -> tuple[_Int32, _Int64, _Int64, _Int64]: ...
+    def to_sequences(self, only_shared: bool) -> tuple[_Int32, _Int64, _Int64, _Int64]: ...
+
+class ChunkedBuilder:
+    def __init__(
+        self,
+        vocab_size: int,
+        end_token_id: int,
+        num_threads: int,
+        memory_limit: int,
+        spill_folder: bytes,
+        progress: Callable[[int, int], object],
+    ) -> None: ...
+    def add(
+        self,
+        values: npt.NDArray[np.int32] | npt.NDArray[np.int64],
+        indptr: _Int64 | None,
+        item_ids: _Int64 | None,
+        name: str,
+    ) -> None: ...
+    def finish(self) -> Trie: ...
 
 class ItemFilter:
     @staticmethod

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Int64Array = npt.NDArray[np.int64]
 
+MAX_ROWS = 2**31 - 2
+"""Rows that one trie is built from at most: nodes and leaves are counted in 32 bits."""
+
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Whether ``value`` is a torch tensor, without importing torch for those who do not use it."""
@@ -35,6 +38,11 @@ def integer(name: str, value: object, low: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(f"{name}={number} is outside [{low}, {high}]")
     return number
+
+
+def optional_count(name: str, value: object, high: int) -> int:
+    """A number in [1, high], or 0 for None."""
+    return 0 if value is None else integer(name, value, 1, high)
 
 
 def state(value: object) -> int:
@@ -102,43 +110,45 @@ def token_row(name: str, value: object) -> Int64Array:
     return array
 
 
-def sequences(value: object) -> tuple[npt.NDArray[Any], Int64Array | None]:
-    """Sequences in any of the accepted forms.
+def sequences(value: object, name: str = "sequences") -> tuple[npt.NDArray[Any], Int64Array | None]:
+    """Sequences in any of the accepted forms; ``name`` is what messages call them.
 
     Returns ``(values, indptr)``, or ``(values, None)`` for the rows of an array [N, L]; values are int32 or int64.
     """
     if isinstance(value, str | bytes | Mapping):
-        raise TypeError(f"sequences is a {type(value).__name__}, expected rows of token ids")
+        raise TypeError(f"{name} is a {type(value).__name__}, expected rows of token ids")
     if isinstance(value, tuple) and len(value) == 2 and _is_array(value[0]) and _is_array(value[1]):
-        indptr = token_row("indptr", value[1])
+        indptr = token_row(f"{name}: indptr", value[1])
         if indptr.size < 1:
-            raise ValueError("indptr is empty, expected N + 1 entries")
-        values = _token_values("values", value[0])
+            raise ValueError(f"{name}: indptr is empty, expected N + 1 entries")
+        _refuse_rows(name, indptr.size - 1)
+        values = _token_values(f"{name}: values", value[0])
         if values.ndim != 1:
-            raise ValueError(f"values has shape {values.shape}, expected one dimension")
+            raise ValueError(f"{name}: values has shape {values.shape}, expected one dimension")
         return values, indptr
     if _is_array(value):
-        values = _token_values("sequences", value)
+        _refuse_rows(name, (*np.shape(value), 0)[0])  # before anything so large is copied
+        values = _token_values(name, value)
         if values.ndim != 2:
-            raise ValueError(f"sequences has shape {values.shape}, expected [N, L]")
+            raise ValueError(f"{name} has shape {values.shape}, expected [N, L]")
         return values, None
     if not isinstance(value, Iterable):
-        raise TypeError(f"sequences is a {type(value).__name__}, expected rows of token ids")
-    return _ragged(value if isinstance(value, Sequence) else list(value))
+        raise TypeError(f"{name} is a {type(value).__name__}, expected rows of token ids")
+    return _ragged(name, value if isinstance(value, Sequence) else list(value))
 
 
-def item_ids(value: object, num_rows: int) -> Int64Array | None:
+def item_ids(value: object, num_rows: int, name: str = "item_ids", rows_name: str = "sequences") -> Int64Array | None:
     """Item ids, one a row, or None for the row numbers."""
     if value is None:
         return None
     array: Any = value if _is_array(value) else np.asarray(value)
     if isinstance(array, np.ndarray) and array.dtype.kind in "USO":
         raise TypeError(
-            "item_ids must be integers; keep string ids in a list of your own and pass their positions in it"
+            f"{name} must be integers; keep string ids in a list of your own and pass their positions in it"
         )
-    ids = token_row("item_ids", array)
+    ids = token_row(name, array)
     if ids.size != num_rows:
-        raise ValueError(f"item_ids has {ids.size} entries, sequences has {num_rows} rows")
+        raise ValueError(f"{name} has {ids.size} entries, {rows_name} has {num_rows} rows")
     return ids
 
 
@@ -213,7 +223,7 @@ def _refuse_bitmask(mask: object, vocab_size: int) -> NoReturn:
     raise ValueError(f"bitmask has strides {mask.stride()}, expected contiguous rows")
 
 
-def _is_array(value: object) -> bool:
+def _is_array(value: object) -> TypeGuard[npt.NDArray[Any] | torch.Tensor]:
     return is_tensor(value) or isinstance(value, np.ndarray)
 
 
@@ -231,31 +241,38 @@ def _token_values(name: str, value: object) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _ragged(rows: Sequence[Any]) -> tuple[npt.NDArray[Any], Int64Array]:
+def _refuse_rows(name: str, num_rows: int) -> None:
+    if num_rows > MAX_ROWS:
+        raise ValueError(
+            f"{name} has {num_rows} rows, more than the {MAX_ROWS} that one trie holds; build several by first tokens"
+        )
+
+
+def _ragged(name: str, rows: Sequence[Any]) -> tuple[npt.NDArray[Any], Int64Array]:
     lengths = np.empty(len(rows), dtype=np.int64)
     for i, row in enumerate(rows):
         try:
             lengths[i] = len(row)
         except TypeError:
-            raise TypeError(f"sequences[{i}] is a {type(row).__name__}, expected a row of token ids") from None
+            raise TypeError(f"{name}[{i}] is a {type(row).__name__}, expected a row of token ids") from None
     indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     tokens = list(chain.from_iterable(rows))
     try:
         values = np.array(tokens)
     except ValueError:  # ragged: some "tokens" are rows themselves
-        values = np.array(_checked_tokens(rows), dtype=np.int64)
+        values = np.array(_checked_tokens(name, rows), dtype=np.int64)
     if values.size == 0:
         values = values.astype(np.int64)
     if values.dtype.kind != "i" or values.ndim != 1 or bool in set(map(type, tokens)):
-        values = np.array(_checked_tokens(rows), dtype=np.int64)
+        values = np.array(_checked_tokens(name, rows), dtype=np.int64)
     return values.astype(np.int64, copy=False), indptr
 
 
-def _checked_tokens(rows: Sequence[Any]) -> list[int]:
+def _checked_tokens(name: str, rows: Sequence[Any]) -> list[int]:
     """One by one, for rows of mixed or unsigned integers and for those that hold something else, which is named."""
     least, greatest = -(2**63), 2**63 - 1
     return [
-        integer(f"sequences[{i}][{position}]", token, least, greatest)
+        integer(f"{name}[{i}][{position}]", token, least, greatest)
         for i, row in enumerate(rows)
         for position, token in enumerate(row)
     ]

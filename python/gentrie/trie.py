@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core, _validate
+from gentrie._chunks import build_from_chunks
+from gentrie._collisions import refuse_collisions, suffixed
+from gentrie._progress import progress_bar
 from gentrie.tokenization import check_tokenizer, encode_titles, tokenizer_fingerprint, vocab_size_of
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ class TokenTrie:
         end_token_id: int | None = None,
         item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
         num_threads: int | None = None,
+        memory_limit: int | None = None,
         progress: bool = False,
     ) -> TokenTrie:
         """Build from token ids.
@@ -68,6 +72,9 @@ class TokenTrie:
             is listed twice counts once.
         num_threads
             Default: the processors this process may use.
+        memory_limit
+            Bytes that the build may take beside its input, the finished trie included. Default: what the system has
+            available and the cgroup allows.
         progress
             Show a progress bar on stderr.
 
@@ -75,10 +82,80 @@ class TokenTrie:
         ------
         ValueError, TypeError
             Naming row, value and limit: no sequences, an empty one, a token outside the vocabulary, the end token
-            inside a sequence, a sequence that is a prefix of another, wrong dtypes or shapes.
+            inside a sequence, a sequence that is a prefix of another, wrong dtypes or shapes, more than 2**31 - 2 rows.
+        MemoryError
+            Before more than ``memory_limit`` is taken.
         """
         values, indptr = _validate.sequences(sequences)
-        return cls._build(values, indptr, vocab_size, end_token_id, item_ids, num_threads, progress, {})
+        return cls._build(
+            values,
+            indptr,
+            vocab_size,
+            end_token_id=end_token_id,
+            item_ids=item_ids,
+            num_threads=num_threads,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+
+    @classmethod
+    def from_chunks(
+        cls,
+        chunks: Iterable[Any],
+        *,
+        vocab_size: int,
+        end_token_id: int | None = None,
+        with_item_ids: bool = False,
+        num_threads: int | None = None,
+        memory_limit: int | None = None,
+        spill_dir: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> TokenTrie:
+        """Build from chunks that together need not fit in memory.
+
+        Each chunk is sorted and compacted when it comes, to about half the bytes that its items take in the finished
+        trie, and all are merged at the end. The trie is the one that :meth:`from_sequences` builds from all rows at
+        once, whatever the cuts. Beside the chunk at hand the build holds at most 2.5 times the finished trie.
+
+        Parameters
+        ----------
+        chunks
+            An iterable; each chunk has any form that :meth:`from_sequences` takes, such as slices of a memory-mapped
+            array [N, L]. A chunk may have no rows, and one of a few hundred thousand costs least.
+        vocab_size, end_token_id, num_threads
+            As in :meth:`from_sequences`.
+        with_item_ids
+            Each chunk is a pair (sequences, item_ids). Default: an item's id is its row number over all chunks.
+        memory_limit
+            As in :meth:`from_sequences`, the chunk at hand not counted.
+        spill_dir
+            Keep compacted chunks in nameless files in this folder, not in memory; the system removes them however the
+            process ends.
+        progress
+            Show progress bars on stderr.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As :meth:`from_sequences` does, naming ``chunks[number][row]``; for a sequence that is a prefix of one of
+            another chunk, the items.
+        OSError
+            If ``spill_dir`` cannot be written to.
+        """
+        vocab_size = _validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
+        return cls(
+            build_from_chunks(
+                chunks,
+                vocab_size=vocab_size,
+                end_token_id=_validate.optional_token("end_token_id", end_token_id, vocab_size),
+                with_item_ids=_validate.choice("with_item_ids", with_item_ids, (False, True)),
+                num_threads=_validate.optional_count("num_threads", num_threads, 4096),
+                memory_limit=_validate.optional_count("memory_limit", memory_limit, 2**62),
+                spill_folder=b"" if spill_dir is None else _validate.path(spill_dir),
+                progress=progress,
+            ),
+            {},
+        )
 
     @classmethod
     def from_titles(
@@ -125,7 +202,7 @@ class TokenTrie:
         values, indptr = encode_titles(titles, tokenizer, template=template, context=context, progress=progress)
         if vocab_size is None:
             vocab_size = vocab_size_of(tokenizer)
-        trie = cls._build(values, indptr, vocab_size, end_token_id, item_ids, None, progress, {})
+        trie = cls._build(values, indptr, vocab_size, end_token_id=end_token_id, item_ids=item_ids, progress=progress)
         trie._metadata = {
             _TOKENIZER_KEY: tokenizer_fingerprint(tokenizer, trie.vocabulary),
             "template": template,
@@ -141,6 +218,10 @@ class TokenTrie:
         token_ids: npt.NDArray[Any] | Sequence[Sequence[int]] | tuple[int, int],
         vocab_size: int,
         item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        on_collision: Literal["keep", "error", "suffix"] = "keep",
+        num_threads: int | None = None,
+        memory_limit: int | None = None,
+        progress: bool = False,
     ) -> TokenTrie:
         """Build from semantic ids: L codes an item, each in [0, K).
 
@@ -150,34 +231,54 @@ class TokenTrie:
             Integers [N, L].
         token_ids
             [L, K]: the token id that stands for each code at each position; or ``(base, stride)`` for
-            ``base + position * stride + code``.
-        vocab_size, item_ids
+            ``base + position * stride + code``, where K is the stride.
+        vocab_size, item_ids, num_threads, memory_limit, progress
             As in :meth:`from_sequences`.
+        on_collision
+            What becomes of items with the same codes: ``"keep"`` lets one sequence stand for all of them (see
+            :meth:`collisions`), ``"error"`` refuses them. ``"suffix"`` gives every item one code more, as TIGER does
+            (Rajput et al., arXiv 2305.05065, section 3.1): its place by item id among the items with its codes, 0 where
+            it is alone. A table of ``token_ids`` then has a row for the suffix, [L + 1, K].
 
         Raises
         ------
-        ValueError, TypeError
-            For a code outside [0, K) naming row and position, and what :meth:`from_sequences` refuses.
+        ValueError, TypeError, MemoryError
+            For a code outside [0, K) naming row and position, for collisions that ``on_collision`` refuses or that
+            are more than K suffixes can tell apart, and what :meth:`from_sequences` refuses.
         """
         rows = _validate.int64_array("codes", codes)
         if rows.ndim != 2:
             raise ValueError(f"codes has shape {rows.shape}, expected [N, L]")
         vocab_size = _validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
+        on_collision = _validate.choice("on_collision", on_collision, ("keep", "error", "suffix"))
         length = rows.shape[1]
-        offsets: npt.NDArray[np.int64]
+        num_positions = length + 1 if on_collision == "suffix" else length
+        values: npt.NDArray[Any]
         if isinstance(token_ids, tuple) and len(token_ids) == 2 and not np.ndim(token_ids[0]):
             base = _validate.integer("token_ids[0]", token_ids[0], 0, vocab_size - 1)
             stride = _validate.integer("token_ids[1]", token_ids[1], 1, vocab_size)
-            offsets = base + stride * np.arange(length, dtype=np.int64)
             _refuse_codes(rows, stride)
-            values = offsets + rows
+            values = base + stride * np.arange(length) + rows
+            suffix_tokens = base + stride * length + np.arange(stride)
         else:
             table = _validate.int64_array("token_ids", token_ids)
-            if table.ndim != 2 or table.shape[0] != length:
-                raise ValueError(f"token_ids has shape {table.shape}, expected [{length}, K]")
+            if table.ndim != 2 or table.shape[0] != num_positions:
+                raise ValueError(f"token_ids has shape {table.shape}, expected [{num_positions}, K]")
             _refuse_codes(rows, table.shape[1])
             values = table[np.arange(length), rows]
-        return cls._build(values, None, vocab_size, None, item_ids, None, False, {})
+            suffix_tokens = table[-1]
+        options: dict[str, Any] = {
+            "num_threads": num_threads,
+            "memory_limit": memory_limit,
+            "progress": progress,
+        }
+        trie = cls._build(values, None, vocab_size, item_ids=item_ids, **options)
+        if on_collision == "error":
+            refuse_collisions(trie)
+        if on_collision == "suffix":
+            values, ids = suffixed(trie, suffix_tokens)
+            trie = cls._build(values, None, vocab_size, item_ids=ids, **options)
+        return trie
 
     @classmethod
     def _build(
@@ -185,20 +286,22 @@ class TokenTrie:
         values: npt.NDArray[Any],
         indptr: npt.NDArray[np.int64] | None,
         vocab_size: int,
-        end_token_id: int | None,
-        item_ids: Sequence[int] | npt.NDArray[Any] | None,
-        num_threads: int | None,
-        progress: bool,
-        metadata: Mapping[str, str],
+        *,
+        end_token_id: int | None = None,
+        item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        num_threads: int | None = None,
+        memory_limit: int | None = None,
+        progress: bool = False,
     ) -> TokenTrie:
         vocab_size = _validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
         end = _validate.optional_token("end_token_id", end_token_id, vocab_size)
-        threads = 0 if num_threads is None else _validate.integer("num_threads", num_threads, 1, 4096)
+        threads = _validate.optional_count("num_threads", num_threads, 4096)
+        limit = _validate.optional_count("memory_limit", memory_limit, 2**62)
         num_rows = values.shape[0] if indptr is None else indptr.size - 1
         ids = _validate.item_ids(item_ids, num_rows)
-        with _progress_bar("building", num_rows) if progress else nullcontext() as report:
-            core = _core.Trie.build(values, indptr, vocab_size, end, ids, threads, report)
-        return cls(core, metadata)
+        with progress_bar("building", num_rows) if progress else nullcontext() as report:
+            core = _core.Trie.build(values, indptr, vocab_size, end, ids, threads, limit, report)
+        return cls(core, {})
 
     # --- Files ------------------------------------------------------------------------------------------------------
 
@@ -223,6 +326,7 @@ class TokenTrie:
         *,
         verify: bool | None = None,
         require: Mapping[str, str] | None = None,
+        prefault: bool = False,
     ) -> TokenTrie:
         """Map a file written by :meth:`save`; its pages are shared by all processes that load it.
 
@@ -231,11 +335,14 @@ class TokenTrie:
         path
             The file.
         verify
-            Check every byte against the checksums. Default: for files under 16 MB. The header and the table of arrays
-            are checked in any case, and an altered body that is not checked may give wrong answers but never a read
-            outside the file.
+            Check every byte against the checksums, and the arrays against each other, on all processors. Default: for
+            files under 16 MB. The header and the table of arrays are checked in any case, and an altered body that is
+            not checked may give wrong answers but never a read outside the file.
         require
             Metadata that the file must carry, such as ``{"codebook": "v7"}``.
+        prefault
+            Read the whole file into memory now. Default: each page at the first lookup that touches it, so that a file
+            of any size opens in milliseconds.
 
         Raises
         ------
@@ -245,7 +352,8 @@ class TokenTrie:
             If it is not a gentrie file, truncated, altered, of another format version, or lacks what ``require``
             asks for.
         """
-        trie = cls(_core.Trie.load(_validate.path(path), verify))
+        prefault = _validate.choice("prefault", prefault, (False, True))
+        trie = cls(_core.Trie.load(_validate.path(path), verify, prefault))
         for key, value in _validate.string_map("require", require).items():
             if trie._metadata.get(key) != value:
                 raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")
@@ -462,7 +570,13 @@ class TokenTrie:
         Sequence i (lexicographic order, end token included) is ``values[indptr[i]:indptr[i + 1]]``, its items are
         ``item_ids[item_indptr[i]:item_indptr[i + 1]]``.
         """
-        return self._core.to_sequences()
+        return self._core.to_sequences(False)
+
+    def collisions(
+        self,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The sequences that stand for several items, and those items, in the form of :meth:`to_sequences`."""
+        return self._core.to_sequences(True)
 
     def as_prefix_allowed_tokens_fn(
         self,
@@ -497,12 +611,3 @@ class TokenTrie:
 def _refuse_codes(codes: npt.NDArray[np.int64], limit: int) -> None:
     for row, position in np.argwhere((codes < 0) | (codes >= limit))[:1]:
         raise ValueError(f"codes[{row}][{position}]={codes[row, position]} is outside [0, {limit})")
-
-
-@contextmanager
-def _progress_bar(description: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A tqdm bar as the callback (done, total) that the builder wants."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=description, unit="seq", unit_scale=True) as bar:
-        yield lambda done, total: bar.update(done - bar.n) and None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +220,71 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert path.read_bytes() == b"old"
     with pytest.raises(FileNotFoundError):
         golden_trie().save(tmp_path / "no" / "such" / "folder.safetensors")
+
+
+def mapped_kilobytes(path: Path) -> dict[str, int]:
+    """Sums over this process's mappings of a file, by the names of /proc/self/smaps."""
+    found: dict[str, int] = defaultdict(int)
+    is_ours = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            is_ours = line.endswith(str(path))
+        elif is_ours and line.endswith(" kB"):
+            name, kilobytes, _ = line.split()
+            found[name.rstrip(":")] += int(kilobytes)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's own account of mappings")
+def test_a_large_file_is_mapped_read_on_demand_and_shared(tmp_path: Path):
+    path = tmp_path / "large.safetensors"
+    rows = np.random.default_rng(0).integers(0, 256, (2_500_000, 4), dtype=np.int32)
+    TokenTrie.from_sequences(rows, vocab_size=256).save(path)
+    size = path.stat().st_size // 1024
+    assert size > 16 << 10  # smaller ones are verified
+    trie = TokenTrie.load(path)
+    assert mapped_kilobytes(path)["Size"] >= size
+    assert mapped_kilobytes(path)["Rss"] < size / 4
+    other = TokenTrie.load(path, prefault=True)
+    assert mapped_kilobytes(path)["Rss"] >= size
+    trie.verify()
+    assert mapped_kilobytes(path)["Rss"] >= 2 * size
+    assert mapped_kilobytes(path)["Shared_Clean"] >= 2 * size  # the same pages, seen twice
+    assert mapped_kilobytes(path)["Private_Dirty"] == 0
+    assert trie.fingerprint == other.fingerprint
+    with pytest.raises(ValueError, match="prefault=1"):
+        TokenTrie.load(path, prefault=1)  # type: ignore[arg-type]
+
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    with open(path, "r+b") as file:  # the last byte before the padding of an array of many pages
+        file.seek(8 + length + 6_000_000)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(ValueError, match="altered"):
+        TokenTrie.load(path, verify=True)
+
+
+def test_an_interrupt_during_a_save_leaves_a_whole_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "x.safetensors"
+    golden_trie().save(path)
+    code = """
+import signal, sys
+import numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from gentrie import TokenTrie
+trie = TokenTrie.from_sequences(np.random.default_rng(0).integers(0, 2000, (500_000, 8)), vocab_size=2048)
+while True:
+    trie.save(sys.argv[1])
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, path], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(os.listdir(tmp_path)) == 1:  # until a file is half-written
+        time.sleep(1e-4)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+    TokenTrie.load(path, verify=True)
 
 
 if __name__ == "__main__":

@@ -164,9 +164,9 @@ void test_lookups_and_files(const std::string& path) {
     }
     const auto trie = build(rows, 1 + round % 3);
     check_lookups(*trie, sequences);
-    gentrie::verify_trie(*trie);
+    gentrie::verify_trie(*trie, 1 + round % 3);
     gentrie::save_trie(*trie, path, {{"key", "value \"\\\n"}});
-    const auto loaded = gentrie::load_trie(path, gentrie::Verify::kAlways);
+    const auto loaded = gentrie::load_trie(path, {gentrie::Verify::kAlways});
     assert(loaded->fingerprint() == trie->fingerprint());
     assert(loaded->metadata().at("key") == "value \"\\\n");
     check_lookups(*loaded, sequences);
@@ -188,11 +188,11 @@ void test_damaged_files(const std::string& path) {
     }
     const std::string damaged = path + ".damaged";
     std::ofstream(damaged, std::ios::binary) << bytes;
-    use(gentrie::load_trie(damaged, gentrie::Verify::kNever));
+    use(gentrie::load_trie(damaged, {gentrie::Verify::kNever}));
     std::ofstream(damaged, std::ios::binary) << bytes.substr(0, rng() % bytes.size());
     bool refused = false;
     try {
-      gentrie::load_trie(damaged, gentrie::Verify::kNever);
+      gentrie::load_trie(damaged, {gentrie::Verify::kNever});
     } catch (const gentrie::FormatError&) {
       refused = true;
     }

@@ -98,8 +98,8 @@ class Trie {
 std::string fingerprint_of(const TrieHeader& header, const ArrayTable& arrays,
                            const std::array<std::uint64_t, kNumArrays>& checksums);
 
-/// XXH64 of each array's padded bytes.
-std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays);
+/// XXH64 of each array's padded bytes, arrays side by side on up to `num_threads`.
+std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays, int num_threads = 1);
 
 }  // namespace gentrie
 

@@ -2,6 +2,7 @@
 #define GENTRIE_TYPES_H_
 
 #include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -24,6 +25,16 @@ inline constexpr Token kNoToken = -1;
 class FormatError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+/// A build would take more memory than it may; nothing was built.
+class MemoryLimitError : public std::bad_alloc {
+ public:
+  explicit MemoryLimitError(const std::string& what) : what_(what) {}
+  const char* what() const noexcept override { return what_.what(); }
+
+ private:
+  std::runtime_error what_;  // copied without throwing, as an exception must be
 };
 
 /// The operating system refused to read or write; `code()` is errno.

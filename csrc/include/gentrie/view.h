@@ -193,6 +193,10 @@ struct TrieView {
     if (target >= num_nodes) return kOffTrie;  // a complete sequence has no continuation
     const std::uint32_t node = static_cast<std::uint32_t>(target);
     const EdgeRange range = edges(node);
+    // Which edge it will be is not known yet, but few nodes have edges beyond these lines: they come while the tokens
+    // are searched, not after.
+    __builtin_prefetch(edge_to_node.words + (range.begin >> 5));
+    __builtin_prefetch(leaf_base + node);
     const std::uint32_t edge = find_edge(range, token);
     return edge == range.end ? kOffTrie : follow(node, edge);
   }

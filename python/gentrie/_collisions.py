@@ -1,0 +1,41 @@
+"""Items whose semantic ids are the same: refused, or told apart by one more code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from gentrie.trie import TokenTrie
+
+
+def refuse_collisions(trie: TokenTrie) -> None:
+    """Raise for the first sequence that stands for several items."""
+    if trie.num_items == trie.num_sequences:
+        return
+    values, indptr, item_ids, _ = trie.collisions()
+    raise ValueError(
+        f"codes: {trie.num_items - trie.num_sequences} items have the codes of an earlier one, such as items "
+        f"{item_ids[0]} and {item_ids[1]} with tokens {values[: indptr[1]].tolist()} "
+        f"({indptr.size - 1} such sequences); on_collision='suffix' tells them apart"
+    )
+
+
+def suffixed(trie: TokenTrie, suffix_tokens: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Rows [num_items, L + 1] of a trie of fixed-length rows, and their item ids.
+
+    The last token is ``suffix_tokens[r]`` for the item that is the r-th by id among those of its sequence.
+    """
+    values, _, item_ids, item_indptr = trie.to_sequences()
+    counts = np.diff(item_indptr)
+    widest = int(counts.argmax())
+    if counts[widest] > suffix_tokens.size:
+        raise ValueError(
+            f"codes: {counts[widest]} items, such as item {item_ids[item_indptr[widest]]}, have the same codes, more "
+            f"than the {suffix_tokens.size} codes that a suffix may take"
+        )
+    rows = np.repeat(values.reshape(trie.num_sequences, -1), counts, axis=0)
+    rank = np.arange(item_ids.size) - np.repeat(item_indptr[:-1], counts)
+    return np.column_stack([rows, suffix_tokens[rank].astype(rows.dtype)]), item_ids
