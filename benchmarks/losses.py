@@ -9,7 +9,6 @@ freed is used again: malloc is told so.
 from __future__ import annotations
 
 import argparse
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _figures import VOCAB_SIZE, Figure, main
+from _fresh import PeakMemory
 from processor import keep_memory, ratio
 
 from gentrie import TokenTrie, datasets
@@ -89,18 +89,11 @@ def with_gradient(loss: torch.Tensor, leaf: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Most bytes of the process during a call, over what it had before: ``VmHWM``, which Linux lets one reset."""
+    """Most bytes of the process during a call, over what it had before."""
     function()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = process_bytes("VmRSS")
-    function()
-    return process_bytes("VmHWM") - before
-
-
-def process_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+    with PeakMemory() as peak:
+        function()
+    return peak.bytes
 
 
 @dataclass(frozen=True)

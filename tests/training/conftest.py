@@ -1,10 +1,14 @@
-"""What the tests of training share."""
+"""What the tests of training share; the tiny models of the generation tests serve here too."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
+sys.path.append(str(Path(__file__).parents[1] / "generation"))
 
 
 @pytest.fixture(params=[1, 24, 1 << 20], ids=["smallest blocks", "small blocks", "blocks as they are"])

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import BEGIN, END, PAD, VOCAB_SIZE, tiny_model
 
 from gentrie import TokenTrie
 from gentrie.evaluation import hit_rate
 from gentrie.training import ItemCollator, RecommendationCallback
 from gentrie.training.recommendation_callback import beam_recommend
-from tests.generation.tiny_models import BEGIN, END, PAD, VOCAB_SIZE, tiny_model
 
 ITEMS = [[10, 11, 12], [10, 11, 13], [10, 14], [15], [16, 17, 18, 19]]
 TRIE = TokenTrie.from_sequences(ITEMS, vocab_size=VOCAB_SIZE, end_token_id=END)

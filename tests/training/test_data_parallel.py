@@ -17,8 +17,9 @@ def _train(rank: int, world_size: int, port: int, folder: str) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+    from test_trainer import FEATURES, OPTIONS, PAD, TRIE, arguments, model_of
+
     from gentrie.training import BearTrainer, ItemCollator
-    from tests.training.test_trainer import FEATURES, OPTIONS, PAD, TRIE, arguments, model_of
 
     model = model_of("llama")
     trainer = BearTrainer(
@@ -41,7 +42,7 @@ def _train(rank: int, world_size: int, port: int, folder: str) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
 def test_two_processes_equal_one_batch(tmp_path: Path) -> None:
-    from tests.training.test_trainer import OPTIONS, model_of, same_parameters, sgd_step, written_out
+    from test_trainer import OPTIONS, model_of, same_parameters, sgd_step, written_out
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

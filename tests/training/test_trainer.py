@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import BEGIN, END, PAD, TURN_END, VOCAB_SIZE, tiny_model
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -29,7 +30,6 @@ from gentrie.training import (
     masked_softmax_loss,
 )
 from gentrie.training.recommendation_callback import beam_recommend
-from tests.generation.tiny_models import BEGIN, END, PAD, TURN_END, VOCAB_SIZE, tiny_model
 
 pytest.importorskip("accelerate")
 
