@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from gentrie.bench.harness import compare
 from gentrie.training import BearTrainer, ItemCollator
 
 BATCH, HISTORY = 16, 4
+METHODS = ("BEAR", "transformers")
 SIZES = {4096: (128, 2), VOCAB_SIZE: (256, 4)}
 """Hidden size and layers by vocabulary."""
 Step = Callable[[], float]
@@ -37,13 +39,8 @@ def batch_of(vocab_size: int) -> tuple[TokenTrie, dict[str, torch.Tensor]]:
     values, indptr = catalog.token_sequences(tokenizer)
     trie = TokenTrie.from_sequences((values, indptr), vocab_size=vocab_size, end_token_id=end)
     titles = [[*values[indptr[i] : indptr[i + 1]].tolist(), end] for i in range((HISTORY + 1) * BATCH)]
-    features = [
-        {
-            "prompt_ids": sum(titles[i * (HISTORY + 1) : (i + 1) * (HISTORY + 1) - 1], []),
-            "response_ids": titles[(i + 1) * (HISTORY + 1) - 1],
-        }
-        for i in range(BATCH)
-    ]
+    users = [titles[start : start + HISTORY + 1] for start in range(0, len(titles), HISTORY + 1)]
+    features = [{"prompt_ids": [*chain.from_iterable(user[:-1])], "response_ids": user[-1]} for user in users]
     return trie, ItemCollator(trie, tokenizer.pad_token_id, padding_side="left")(features)
 
 
@@ -103,23 +100,15 @@ def peak(method: str, vocab_size: int) -> int:
 
 def measure(options: argparse.Namespace) -> list[Figure]:
     figures = []
-    memory = {
-        (method, size): in_fresh_process(peak, method, size) for size in SIZES for method in ("BEAR", "transformers")
-    }
+    memory = {(method, size): in_fresh_process(peak, method, size) for size in SIZES for method in METHODS}
     keep_memory()
     for size, (hidden, layers) in SIZES.items():
-        taken = compare({method: step_of(method, size) for method in ("BEAR", "transformers")}, rounds=options.rounds)
+        taken = compare({method: step_of(method, size) for method in METHODS}, rounds=options.rounds)
         note, name = f"hidden {hidden}, {layers} layers, batch {BATCH}", f"training step, vocabulary {size:,}"
-        less = memory["BEAR", size] / memory["transformers", size]
+        time, space = ratio(taken["BEAR"], taken["transformers"]), memory["BEAR", size] / memory["transformers", size]
         figures += [
-            Figure.of(
-                f"{name}: BEAR over transformers",
-                "times",
-                ratio(taken["BEAR"], taken["transformers"]),
-                goal=1,
-                note=note,
-            ),
-            Figure.exact(f"{name}: memory of BEAR over transformers", "times", less, goal=1, note=note),
+            Figure.of(f"{name}: BEAR over transformers", "times", time, goal=1, note=note),
+            Figure.exact(f"{name}: memory of BEAR over transformers", "times", space, goal=1, note=note),
             *(Figure.of(f"{method}: {name}", "ms", spread, scale=1e3) for method, spread in taken.items()),
             *(Figure.exact(f"{method}: {name}, memory", "MB", memory[method, size] / 1e6) for method in taken),
         ]
