@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -136,23 +135,32 @@ def generate_with_items(
             raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")
         if streamer is not None and input_ids is not None:
             streamer.put(input_ids.cpu())
+        own = {
+            "trie": trie,
+            "begin_token_id": begin_token_id,
+            "unique": unique,
+            "item_filter": item_filter,
+            "template": template,
+            "streamer": streamer,
+        }
+
+        # Bound here: older `transformers` hand a `custom_generate` no arguments of its own, and a streamer of None.
+        def prepared(*arguments: Any, **given: Any) -> Any:
+            return generate_with_items(*arguments, **{**given, **own})
+
         return model.generate(  # type: ignore[operator]
             input_ids,
             generation_config=generation_config,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
-            custom_generate=functools.partial(generate_with_items, streamer=streamer),
-            trie=trie,
-            begin_token_id=begin_token_id,
-            unique=unique,
-            item_filter=item_filter,
-            template=template,
+            custom_generate=prepared,
             **{"return_dict_in_generate": True, **kwargs},
         )
     assert input_ids is not None
     assert generation_config is not None
     criteria, processors = stopping_criteria or StoppingCriteriaList(), logits_processor or LogitsProcessorList()
     check_settings(generation_config)
+    kwargs.pop("synced_gpus", None)  # older `transformers` pass it always
     cache = empty_cache(model, kwargs)
     if streamer is not None and len(input_ids) > 1:
         raise ValueError(f"streamer: one row can be streamed, input_ids has {len(input_ids)}")

@@ -1,0 +1,79 @@
+"""How published recommenders write their items and search for them, as their authors' code does.
+
+A preset says two things: how titles become token sequences, ``TokenTrie.from_titles(titles, tokenizer,
+end_token_id=tokenizer.eos_token_id, **preset.titles)``, and how items are searched for,
+``model.generate(..., **preset.search)`` with this library's ``TrieLogitsProcessor`` or search. ``search`` holds
+settings of ``transformers`` only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["Preset", "bear", "d3", "minionerec", "msl", "reclm_cgen"]
+
+_RESPONSE = "### Response:\n"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One paper's settings.
+
+    Attributes
+    ----------
+    template
+        What the model writes for a title, ``{title}`` replaced; the end token comes on top.
+    context
+        The end of the prompt, behind which titles are encoded.
+    scope
+        ``"vocab"``: log-probabilities over the whole vocabulary, masked afterwards; ``"trie"``: over the valid tokens.
+    length_penalty
+        Scores are divided by ``length ** length_penalty``.
+    early_stopping
+        As in ``transformers``.
+    num_beams
+        Beams, and items returned; 1 for greedy text with items inside.
+    """
+
+    template: str
+    context: str
+    scope: Literal["trie", "vocab"]
+    length_penalty: float
+    early_stopping: bool
+    num_beams: int
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Arguments of ``TokenTrie.from_titles``."""
+        return {"template": self.template, "context": self.context}
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """Arguments of ``generate``; ``renormalize_logits`` is what ``scope`` is called there."""
+        settings: dict[str, Any] = {"do_sample": False, "renormalize_logits": self.scope == "trie"}
+        if self.num_beams > 1:
+            settings |= {
+                "num_beams": self.num_beams,
+                "num_return_sequences": self.num_beams,
+                "length_penalty": self.length_penalty,
+                "early_stopping": self.early_stopping,
+            }
+        return settings
+
+
+msl = Preset('"{title}"', _RESPONSE, "vocab", length_penalty=1.0, early_stopping=False, num_beams=10)
+"""MSL: quoted titles; ``generate`` with ``prefix_allowed_tokens_fn`` and its defaults, ten beams."""
+
+bear = msl
+"""BEAR (SIGIR 2026): data and search of MSL, whose loss it replaces."""
+
+d3 = Preset('"{title}"\n', _RESPONSE, "vocab", length_penalty=0.0, early_stopping=False, num_beams=10)
+"""D3 (EMNLP 2024): quoted titles and a line break, no length normalisation; item scores and alpha are the user's."""
+
+minionerec = Preset("{title}\n", _RESPONSE, "vocab", length_penalty=0.0, early_stopping=False, num_beams=50)
+"""MiniOneRec: semantic ids, written as text in the place of the title, and a line break; fifty beams."""
+
+reclm_cgen = Preset("{title}", "<SOI>", "vocab", length_penalty=1.0, early_stopping=False, num_beams=1)
+"""RecLM-cgen: titles between ``<SOI>`` and ``<EOI>`` in greedy text; the trie's ``end_token_id`` is ``<EOI>``'s, the
+``begin_token_id`` of processor or ``generate_with_items`` is ``<SOI>``'s."""

@@ -1,0 +1,79 @@
+"""Presets are arguments that builder and ``generate`` take, and mean what the papers' code does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from gentrie import TokenTrie, datasets, presets
+from gentrie.generation import TrieLogitsProcessor, add_item_tokens, generate_with_items
+
+CATALOG = datasets.load("steam", num_items=40)
+
+
+def model_of(size: int) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("name", ["bear", "msl", "d3"])
+def test_titles_and_search_go_together(name: str) -> None:
+    preset = getattr(presets, name)
+    tokenizer = CATALOG.train_tokenizer(500)
+    trie = TokenTrie.from_titles(CATALOG.titles, tokenizer, end_token_id=tokenizer.eos_token_id, **preset.titles)
+    prompt = torch.tensor([tokenizer("A game\n" + preset.context, add_special_tokens=False)["input_ids"]])
+    output = model_of(len(tokenizer)).generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        logits_processor=[TrieLogitsProcessor(trie, prompt_length=prompt.shape[1])],
+        max_new_tokens=trie.max_depth,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **preset.search,
+    )
+    assert output.shape[0] == preset.num_beams
+    found = set()
+    for row in output[:, prompt.shape[1] :].tolist():
+        items = trie.resolve(row[: row.index(tokenizer.eos_token_id) + 1])
+        assert items.size
+        found |= set(items.tolist())
+    assert len(found) >= preset.num_beams
+
+
+def test_reclm_cgen_writes_items_between_its_tokens() -> None:
+    tokenizer = CATALOG.train_tokenizer(500)
+    model = model_of(len(tokenizer) + 8)
+    begin, end = add_item_tokens(tokenizer, model)
+    trie = TokenTrie.from_titles(CATALOG.titles, tokenizer, end_token_id=end, **presets.reclm_cgen.titles)
+    prompt = torch.tensor([[*tokenizer("games", add_special_tokens=False)["input_ids"], begin]])
+    output = generate_with_items(
+        model,
+        prompt,
+        trie=trie,
+        begin_token_id=begin,
+        max_new_tokens=trie.max_depth,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **presets.reclm_cgen.search,
+    )
+    assert len(output.items[0]) >= 1
+
+
+def test_length_penalties_beams_and_scopes_of_the_papers() -> None:
+    table = {
+        name: (preset.length_penalty, preset.num_beams, preset.scope, preset.early_stopping)
+        for name in ("bear", "msl", "d3", "minionerec", "reclm_cgen")
+        for preset in [getattr(presets, name)]
+    }
+    assert table == {
+        "bear": (1.0, 10, "vocab", False),
+        "msl": (1.0, 10, "vocab", False),
+        "d3": (0.0, 10, "vocab", False),
+        "minionerec": (0.0, 50, "vocab", False),
+        "reclm_cgen": (1.0, 1, "vocab", False),
+    }
+    assert presets.minionerec.search["renormalize_logits"] is False
