@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import gentrie  # noqa: E402
 from gentrie import datasets  # noqa: E402
 
 README = Path(__file__).parents[2] / "README.md"
@@ -62,9 +63,31 @@ def test_the_response_is_one_item(names: dict[str, Any]) -> None:
     assert all(item.size for item in names["items"])
 
 
+def test_searches_and_training(names: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    exec("import gentrie\nfrom gentrie.generation import TrieLogitsProcessor\n" + examples()[1], names)
+    tokenizer, eos, begin = names["tokenizer"], names["eos"], 600
+    item_trie = gentrie.TokenTrie.from_titles(names["titles"], tokenizer, end_token_id=601, vocab_size=1700)
+    names |= {"item_trie": item_trie, "begin": begin, "free_inputs": {"input_ids": torch.tensor([[40, 50, begin]])}}
+    exec(examples()[2].replace("unique=True", "unique=True, max_new_tokens=20"), names)
+    assert [len(items) for items in names["found"].item_ids] == [10, 10]
+    assert names["text"].sequences.shape[1] > 3
+
+    title = [*tokenizer.encode("\n" + names["titles"][3], add_special_tokens=False)[1:], eos]
+    names |= {
+        "arguments": transformers.TrainingArguments(output_dir=str(tmp_path), max_steps=2, report_to=[], use_cpu=True),
+        "examples": [{"prompt_ids": [40, 41], "response_ids": title}] * 4,
+        "hidden": torch.randn(1, len(title), 16),
+        "labels": torch.tensor([title]),
+    }
+    exec(examples()[3], names)
+    assert names["trainer"].state.global_step == 2
+    assert names["loss"].isfinite()
+
+
 def test_semantic_ids(names: dict[str, Any]) -> None:
     names |= {"first_code_token": 600, "eos": 2, "in_stock": [3, 4], "logits": torch.zeros(1, 1700)}
-    source = examples()[2].replace("len(tokenizer)", "1700")
+    source = examples()[4].replace("len(tokenizer)", "1700")
     exec("import gentrie\n" + source, names)
     assert names["matcher"].num_accepted == 1
     assert set(names["trie"].items_below(names["matcher"].state)) & {3, 4}
