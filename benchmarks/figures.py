@@ -24,7 +24,18 @@ from gentrie.bench.harness import circumstances, write_json
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
-SCRIPTS = ("lookup", "processor", "catalog_50k", "matcher", "layout", "losses", "training_step", "text_with_items", "best_first", "build")
+SCRIPTS = (
+    "lookup",
+    "processor",
+    "catalog_50k",
+    "matcher",
+    "layout",
+    "losses",
+    "training_step",
+    "text_with_items",
+    "best_first",
+    "build",
+)
 
 
 def run(script: str, real: str | None) -> list[Figure]:
