@@ -13,10 +13,6 @@ from gentrie import _core, _validate
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
 
-MAX_DENIED = 1024
-"""Items that :meth:`ItemFilter.deny` takes, those denied before included."""
-
-
 class ItemFilter:
     """Which items of one trie may be given; immutable, shared freely by threads.
 
