@@ -19,10 +19,6 @@ namespace {
 using FilterPtr = std::shared_ptr<ItemFilter>;
 using ConstraintPtr = std::shared_ptr<Constraint>;
 
-FilterPtr unconst(std::shared_ptr<const ItemFilter> filter) {
-  return std::const_pointer_cast<ItemFilter>(std::move(filter));
-}
-
 std::vector<Token> as_tokens(const InputArray<std::int64_t>& ids) {
   std::vector<Token> tokens(static_cast<std::size_t>(ids.size()));
   for (py::ssize_t i = 0; i < ids.size(); ++i) tokens[static_cast<std::size_t>(i)] = as_token(ids.data()[i]);
@@ -40,27 +36,6 @@ HistoryBatch history_batch(std::uintptr_t ids, std::uint64_t rows, std::uint64_t
     batch.num_prompt_lengths = static_cast<std::uint64_t>(prompt_lengths->size());
   }
   return batch;
-}
-
-void bind_filter(py::module_& module) {
-  using py::arg;
-  py::class_<ItemFilter, FilterPtr>(module, "ItemFilter")
-      .def_static(
-          "from_item_ids",
-          [](std::shared_ptr<Trie> trie, const InputArray<std::int64_t>& ids) {
-            const py::gil_scoped_release no_gil;
-            return unconst(ItemFilter::from_item_ids(trie, ids.data(), static_cast<std::uint64_t>(ids.size())));
-          },
-          arg("trie"), arg("item_ids"))
-      .def_static(
-          "from_mask",
-          [](std::shared_ptr<Trie> trie, const InputArray<bool>& mask) {
-            const py::gil_scoped_release no_gil;
-            return unconst(ItemFilter::from_mask(trie, reinterpret_cast<const std::uint8_t*>(mask.data()),
-                                                 static_cast<std::uint64_t>(mask.size())));
-          },
-          arg("trie"), arg("mask"))
-      .def_property_readonly("num_items", &ItemFilter::num_items);
 }
 
 void bind_matcher(py::module_& module) {
@@ -186,7 +161,6 @@ void bind_constraint(py::module_& module) {
       .value("DEAD", Verdict::kDead)
       .value("EMPTIED", Verdict::kEmptied)
       .finalize();
-  bind_filter(module);
   py::class_<Constraint, ConstraintPtr>(module, "Constraint")
       .def(py::init([](std::shared_ptr<Trie> trie, std::int64_t begin_token_id, const std::vector<Token>& eos_token_ids,
                        Unique unique, FilterPtr filter) {

@@ -38,6 +38,7 @@ T* at_address(std::uintptr_t address) {
 inline Token as_token(std::int64_t id) { return id >= 0 && id <= 0x7FFFFFFF ? static_cast<Token>(id) : kNoToken; }
 
 void bind_trie(py::module_& module);
+void bind_filter(py::module_& module);
 void bind_constraint(py::module_& module);
 
 }  // namespace gentrie

@@ -24,5 +24,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
     }
   });
   gentrie::bind_trie(module);
+  gentrie::bind_filter(module);
   gentrie::bind_constraint(module);
 }

@@ -24,7 +24,8 @@ void check_control_token(const TrieView& view, const char* name, Token token) {
 Constraint::Constraint(std::shared_ptr<const Trie> trie, ConstraintOptions options,
                        std::shared_ptr<const ItemFilter> filter)
     : trie_(std::move(trie)), options_(std::move(options)), filter_(std::move(filter)) {
-  if (filter_ && filter_->trie().fingerprint() != trie_->fingerprint()) {
+  if (filter_ && (filter_->trie().fingerprint() != trie_->fingerprint() ||
+                  filter_->trie().view().num_leaves != view().num_leaves)) {
     throw std::invalid_argument("item_filter belongs to the trie " + filter_->trie().fingerprint() + ", not to " +
                                 trie_->fingerprint());
   }
@@ -173,6 +174,10 @@ std::uint32_t Constraint::num_left(const Cursor& cursor, LeafRange range) const 
 
 void Constraint::append_open_edges(const Cursor& cursor, std::uint32_t node, std::vector<Token>* tokens) const {
   const EdgeRange range = view().edges(node);
+  if (filter_ && cursor.spent.empty()) {
+    filter_->append_open_edges(node, tokens);
+    return;
+  }
   if (filter_) {
     for (std::uint32_t edge = range.begin; edge < range.end; ++edge) {
       if (num_left(cursor, view().leaves_of_edge(node, edge)) > 0) {

@@ -1,54 +1,315 @@
 #include "gentrie/filter.h"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
+#include "item_index.h"
+#include "parallel.h"
+
 namespace gentrie {
 
-template <typename Allows>
-std::shared_ptr<const ItemFilter> ItemFilter::make(std::shared_ptr<const Trie> trie, const Allows& allows) {
-  const std::shared_ptr<ItemFilter> filter(new ItemFilter(std::move(trie)));
-  const TrieView& view = filter->trie_->view();
-  filter->leaf_words_.assign(RankedBitmap::num_words(view.num_leaves), 0);
-  if (view.item_indptr != nullptr) filter->entry_bits_.assign(view.num_items / 64 + 1, 0);
-  for (std::uint32_t leaf = 0; leaf < view.num_leaves; ++leaf) {
-    const auto [begin, end] = view.items_of_leaf(leaf);
-    for (std::uint64_t entry = begin; entry < end; ++entry) {
-      if (!allows(view.item_id(entry))) continue;
-      ++filter->num_items_;
-      filter->leaf_words_[leaf >> 5] |= std::uint64_t{1} << (leaf & 31);
-      if (!filter->entry_bits_.empty()) filter->entry_bits_[entry >> 6] |= std::uint64_t{1} << (entry & 63);
+namespace {
+
+constexpr std::uint64_t kWordsPerChunk = 1 << 10;
+
+std::uint64_t num_words(std::uint64_t bits) { return bits / 64 + 1; }
+
+bool test(const std::vector<std::uint64_t>& words, std::uint64_t bit) { return (words[bit >> 6] >> (bit & 63)) & 1; }
+
+/// Bit i is set where byte i is not 0.
+std::uint64_t packed_byte_signs(const std::uint8_t* bytes) {
+  std::uint64_t x;
+  std::memcpy(&x, bytes, sizeof x);
+  x |= x >> 4;  // into the lowest bit of each byte; what comes from the byte above stays out of it
+  x |= x >> 2;
+  x |= x >> 1;
+  return ((x & 0x0101010101010101) * 0x0102040810204080) >> 56;
+}
+
+/// One bit for each of `count` bytes.
+std::vector<std::uint64_t> packed(const std::uint8_t* mask, std::uint64_t count, int num_threads) {
+  std::vector<std::uint64_t> words(num_words(count));
+  parallel_for(words.size(), num_threads, kWordsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
+    for (std::uint64_t w = begin; w < end; ++w) {
+      const std::uint8_t* bytes = mask + w * 64;
+      const std::uint64_t left = std::min<std::uint64_t>(64, count - w * 64);
+      std::uint64_t word = 0, at = 0;
+      for (; at + 8 <= left; at += 8) word |= packed_byte_signs(bytes + at) << at;
+      for (; at < left; ++at) word |= std::uint64_t{bytes[at] != 0} << at;
+      words[w] = word;
     }
+  });
+  return words;
+}
+
+/// For each entry of the leaf-to-item table the bit that its item id names.
+template <typename Id>
+std::vector<std::uint64_t> gathered(const Id* ids, std::uint64_t num_items, const std::vector<std::uint64_t>& bits,
+                                    std::uint64_t num_bits, int num_threads) {
+  std::vector<std::uint64_t> words(num_words(num_items));
+  parallel_for(words.size(), num_threads, kWordsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
+    for (std::uint64_t w = begin; w < end; ++w) {
+      std::uint64_t word = 0;
+      const std::uint64_t left = std::min<std::uint64_t>(64, num_items - w * 64);
+      for (std::uint64_t i = 0; i < left; ++i) {
+        const std::int64_t id = ids[w * 64 + i];
+        if (static_cast<std::uint64_t>(id) >= num_bits) {  // negative ones too
+          throw std::invalid_argument("item_filter: a boolean array is indexed by item id; it has " +
+                                      std::to_string(num_bits) + " entries, the catalog holds item id " +
+                                      std::to_string(id));
+        }
+        word |= ((bits[static_cast<std::uint64_t>(id) >> 6] >> (id & 63)) & 1) << i;
+      }
+      words[w] = word;
+    }
+  });
+  return words;
+}
+
+/// Sorts numbers below 2^bits in three passes: a thousand take a third of the time that comparing them does.
+void sort_few(std::vector<std::uint32_t>* values, std::uint32_t bits) {
+  constexpr std::uint32_t kPasses = 3, kMaxDigits = 1 << 11;
+  const std::uint32_t digit_bits = bits / kPasses + 1, mask = (1U << digit_bits) - 1;
+  std::vector<std::uint32_t> sorted(values->size());
+  for (std::uint32_t pass = 0; pass < kPasses; ++pass) {
+    const std::uint32_t shift = pass * digit_bits;
+    std::array<std::uint32_t, kMaxDigits + 1> starts{};
+    for (const std::uint32_t value : *values) ++starts[(value >> shift & mask) + 1];
+    std::partial_sum(starts.begin(), starts.begin() + mask + 1, starts.begin());
+    for (const std::uint32_t value : *values) sorted[starts[value >> shift & mask]++] = value;
+    values->swap(sorted);
   }
-  RankedBitmap::index(filter->leaf_words_.data(), filter->leaf_words_.size());
-  return filter;
 }
 
-std::shared_ptr<const ItemFilter> ItemFilter::from_item_ids(std::shared_ptr<const Trie> trie, const std::int64_t* ids,
-                                                            std::uint64_t count) {
-  std::vector<std::int64_t> sorted(ids, ids + count);
-  std::sort(sorted.begin(), sorted.end());
-  return make(std::move(trie), [&](std::int64_t id) { return std::binary_search(sorted.begin(), sorted.end(), id); });
-}
-
-std::shared_ptr<const ItemFilter> ItemFilter::from_mask(std::shared_ptr<const Trie> trie, const std::uint8_t* mask,
-                                                        std::uint64_t count) {
-  return make(std::move(trie), [&](std::int64_t id) {
-    if (id < 0 || static_cast<std::uint64_t>(id) >= count) {
-      throw std::invalid_argument("item_filter: a boolean array is indexed by item id; it has " +
-                                  std::to_string(count) + " entries, the catalog holds item id " + std::to_string(id));
-    }
-    return mask[id] != 0;
+/// Fills the rank directory: each chunk's ones are counted, then every chunk is indexed from those before it.
+void index(std::vector<std::uint64_t>* words, int num_threads) {
+  std::vector<std::uint64_t> ones((words->size() + kWordsPerChunk - 1) / kWordsPerChunk + 1);
+  parallel_for(words->size(), num_threads, kWordsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
+    std::uint64_t& sum = ones[begin / kWordsPerChunk + 1];
+    for (std::uint64_t w = begin; w < end; ++w) sum += static_cast<std::uint64_t>(__builtin_popcountll((*words)[w]));
+  });
+  std::partial_sum(ones.begin(), ones.end(), ones.begin());
+  parallel_for(words->size(), num_threads, kWordsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
+    RankedBitmap::index(words->data() + begin, end - begin, ones[begin / kWordsPerChunk]);
   });
 }
 
+}  // namespace
+
+ItemFilter::Ptr ItemFilter::make(std::shared_ptr<const Trie> trie, Words entry_words, int num_threads) {
+  const auto resident = std::make_shared<Resident>();
+  const TrieView& view = trie->view();
+  resident->trie = std::move(trie);
+  Words& leaves = resident->leaf_words;
+  leaves.resize(RankedBitmap::num_words(view.num_leaves));
+  if (view.item_indptr == nullptr) {
+    parallel_for(leaves.size(), num_threads, kWordsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
+      for (std::uint64_t w = begin; w < end; ++w) {
+        leaves[w] = static_cast<std::uint32_t>(entry_words[w / 2] >> (w % 2 * 32));
+      }
+    });
+  } else {
+    for (std::uint32_t leaf = 0; leaf < view.num_leaves; ++leaf) {
+      const auto [begin, end] = view.items_of_leaf(leaf);
+      for (std::uint64_t entry = begin; entry < end; ++entry) {
+        if (!test(entry_words, entry)) continue;
+        leaves[leaf >> 5] |= std::uint64_t{1} << (leaf & 31);
+        break;
+      }
+    }
+    for (const std::uint64_t word : entry_words) {
+      resident->num_items += static_cast<std::uint64_t>(__builtin_popcountll(word));
+    }
+    resident->entry_words = std::move(entry_words);
+  }
+  index(&leaves, num_threads);
+  const Ptr filter(new ItemFilter(resident));
+  if (view.item_indptr == nullptr) resident->num_items = filter->num_sequences();
+  return filter;
+}
+
+ItemFilter::Ptr ItemFilter::from_item_ids(std::shared_ptr<const Trie> trie, const std::int64_t* ids,
+                                          std::uint64_t count) {
+  Words words(num_words(trie->view().num_items));
+  const std::shared_ptr<const ItemIndex> index = trie->item_index();
+  for (std::uint64_t i = 0; i < count; ++i) {
+    index->for_each_entry(ids[i], [&](std::uint32_t entry) { words[entry >> 6] |= std::uint64_t{1} << (entry & 63); });
+  }
+  return make(std::move(trie), std::move(words));
+}
+
+ItemFilter::Ptr ItemFilter::from_mask(std::shared_ptr<const Trie> trie, const std::uint8_t* mask, std::uint64_t count,
+                                      int num_threads) {
+  const TrieView& view = trie->view();
+  // An eighth of the size stays in the cache where the bytes would not.
+  const Words bits = packed(mask, count, num_threads);
+  Words words =
+      view.item_id_bytes == 4
+          ? gathered(static_cast<const std::int32_t*>(view.item_ids), view.num_items, bits, count, num_threads)
+          : gathered(static_cast<const std::int64_t*>(view.item_ids), view.num_items, bits, count, num_threads);
+  return make(std::move(trie), std::move(words), num_threads);
+}
+
+ItemFilter::Ptr ItemFilter::from_leaf_order(std::shared_ptr<const Trie> trie, const std::uint8_t* mask,
+                                            std::uint64_t count, int num_threads) {
+  if (count != trie->view().num_items) {
+    throw std::invalid_argument("item_filter: a boolean array in leaf order has " + std::to_string(count) +
+                                " entries, the catalog holds " + std::to_string(trie->view().num_items) + " items");
+  }
+  return make(std::move(trie), packed(mask, count, num_threads), num_threads);
+}
+
+ItemFilter::Ptr ItemFilter::deny(const std::int64_t* ids, std::uint64_t count) const {
+  const std::shared_ptr<ItemFilter> filter(new ItemFilter(resident_));
+  filter->num_denied_ids_ = num_denied_ids_ + count;
+  if (filter->num_denied_ids_ > kMaxDenied) {
+    throw std::invalid_argument("item_filter: " + std::to_string(filter->num_denied_ids_) +
+                                " denied items, more than the " + std::to_string(kMaxDenied) +
+                                " that need no bitmap of their own");
+  }
+  const TrieView& view = trie().view();
+  const std::shared_ptr<const ItemIndex> index = trie().item_index();
+  std::vector<std::uint32_t> entries;
+  entries.reserve(denied_entries_.size() + count);
+  entries = denied_entries_;
+  for (std::uint64_t i = 0; i < count; ++i) index->prefetch(ids[i]);
+  for (std::uint64_t i = 0; i < count; ++i) {
+    index->for_each_entry(ids[i], [&](std::uint32_t entry) { entries.push_back(entry); });
+  }
+  sort_few(&entries, bit_width(view.num_items));
+  std::vector<std::uint32_t>& denied = filter->denied_entries_;
+  denied.resize(entries.size());
+  std::size_t num_denied = 0;
+  std::uint64_t previous = view.num_items;
+  for (const std::uint32_t entry : entries) {  // without branches, which would wait for the bitmap one after the other
+    denied[num_denied] = entry;
+    num_denied += static_cast<std::size_t>(is_resident(entry) & (entry != previous));
+    previous = entry;
+  }
+  denied.resize(num_denied);
+  if (view.item_indptr == nullptr) {
+    filter->closed_leaves_ = denied;
+    return filter;
+  }
+  for (const std::uint32_t entry : denied) {
+    const std::uint32_t leaf = std::min(index->leaf_of(entry), view.num_leaves - 1);
+    const bool is_new = filter->closed_leaves_.empty() || filter->closed_leaves_.back() != leaf;
+    if (is_new && filter->num_items_of(leaf) == 0) filter->closed_leaves_.push_back(leaf);
+  }
+  return filter;
+}
+
+ItemFilter::Words ItemFilter::entry_words() const {
+  Words words = resident_->entry_words;
+  if (words.empty()) {
+    const Words& leaves = resident_->leaf_words;
+    words.resize(num_words(trie().view().num_items));
+    for (std::uint64_t w = 0; w < leaves.size(); ++w) {
+      words[w / 2] |= (leaves[w] & 0xFFFFFFFF) << (w % 2 * 32);
+    }
+  }
+  for (const std::uint32_t entry : denied_entries_) words[entry >> 6] &= ~(std::uint64_t{1} << (entry & 63));
+  return words;
+}
+
+template <typename Operation>
+ItemFilter::Ptr ItemFilter::combine(const ItemFilter& other, const Operation& operation) const {
+  Words words = entry_words();
+  const Words others = other.entry_words();
+  if (trie().fingerprint() != other.trie().fingerprint() || words.size() != others.size()) {
+    throw std::invalid_argument("item_filter: one belongs to the trie " + trie().fingerprint() + ", the other to " +
+                                other.trie().fingerprint());
+  }
+  std::transform(words.begin(), words.end(), others.begin(), words.begin(), operation);
+  return make(resident_->trie, std::move(words));
+}
+
+ItemFilter::Ptr ItemFilter::operator&(const ItemFilter& other) const {
+  return combine(other, [](std::uint64_t a, std::uint64_t b) { return a & b; });
+}
+
+ItemFilter::Ptr ItemFilter::operator|(const ItemFilter& other) const {
+  return combine(other, [](std::uint64_t a, std::uint64_t b) { return a | b; });
+}
+
+ItemFilter::Ptr ItemFilter::operator-(const ItemFilter& other) const {
+  return combine(other, [](std::uint64_t a, std::uint64_t b) { return a & ~b; });
+}
+
+ItemFilter::Ptr ItemFilter::operator~() const {
+  Words words = entry_words();
+  for (std::uint64_t& word : words) word = ~word;
+  words.back() &= (std::uint64_t{1} << (trie().view().num_items & 63)) - 1;  // no entries beyond the last
+  return make(resident_->trie, std::move(words));
+}
+
+std::uint64_t ItemFilter::nbytes() const {
+  return (resident_->leaf_words.size() + resident_->entry_words.size()) * sizeof(std::uint64_t) +
+         (denied_entries_.size() + closed_leaves_.size()) * sizeof(std::uint32_t);
+}
+
+std::uint32_t ItemFilter::rank(std::uint32_t leaf) const {
+  const std::uint32_t allowed = RankedBitmap{resident_->leaf_words.data()}.rank(leaf);
+  if (closed_leaves_.empty()) return allowed;
+  const auto at = std::lower_bound(closed_leaves_.begin(), closed_leaves_.end(), leaf);
+  return allowed - static_cast<std::uint32_t>(at - closed_leaves_.begin());
+}
+
+bool ItemFilter::allows_leaf(std::uint32_t leaf) const {
+  return RankedBitmap{resident_->leaf_words.data()}.test(leaf) &&
+         !std::binary_search(closed_leaves_.begin(), closed_leaves_.end(), leaf);
+}
+
+bool ItemFilter::allows_entry(std::uint64_t entry) const {
+  return is_resident(entry) && !std::binary_search(denied_entries_.begin(), denied_entries_.end(), entry);
+}
+
 std::uint32_t ItemFilter::num_items_of(std::uint32_t leaf) const {
-  if (entry_bits_.empty()) return allows_leaf(leaf) ? 1 : 0;
-  const auto [begin, end] = trie_->view().items_of_leaf(leaf);
+  const auto [begin, end] = trie().view().items_of_leaf(leaf);
   std::uint32_t allowed = 0;
-  for (std::uint64_t entry = begin; entry < end; ++entry) allowed += (entry_bits_[entry >> 6] >> (entry & 63)) & 1;
+  for (std::uint64_t entry = begin; entry < end; ++entry) allowed += allows_entry(entry) ? 1 : 0;
   return allowed;
+}
+
+void ItemFilter::append_open_edges(std::uint32_t node, std::vector<Token>* tokens) const {
+  const TrieView& view = trie().view();
+  const EdgeRange edges = view.edges(node);
+  if (edges.size() == 0) return;
+  std::uint32_t child = view.next_node(edges.begin);
+  std::uint32_t before = rank(std::min(view.first_leaf(node, edges.begin, child), view.num_leaves));
+  for (std::uint32_t edge = edges.begin; edge < edges.end;
+       ++edge) {  // one edge's leaves end where the next one's begin
+    child = std::min(child + (view.edge_to_node.test(edge) ? 1 : 0), view.num_nodes);
+    const std::uint32_t after = rank(std::min(view.first_leaf(node, edge + 1, child), view.num_leaves));
+    if (after != before) tokens->push_back(view.token_at(view.edge_token_index(edge)));
+    before = after;
+  }
+}
+
+void next_tokens_batch(const ItemFilter& filter, const State* states, std::uint64_t count, std::vector<Token>* tokens,
+                       std::vector<std::int64_t>* indptr) {
+  const TrieView& view = filter.trie().view();
+  indptr->reserve(indptr->size() + count + 1);
+  indptr->push_back(static_cast<std::int64_t>(tokens->size()));
+  for (std::uint64_t i = 0; i < count; ++i) {
+    const State state = states[i];
+    if (state >= 0 && TrieView::remaining_of(state) > 0) {
+      if (filter.count(view.leaves_below(state)) > 0) tokens->push_back(view.next_run_token(state));
+    } else if (state >= 0 && !view.is_leaf(state)) {
+      filter.append_open_edges(static_cast<std::uint32_t>(TrieView::target_of(state)), tokens);
+    }
+    indptr->push_back(static_cast<std::int64_t>(tokens->size()));
+  }
+}
+
+void count_below(const ItemFilter& filter, const State* states, std::uint64_t count, std::int64_t* out) {
+  for (std::uint64_t i = 0; i < count; ++i) {
+    out[i] = states[i] < 0 ? 0 : filter.count(filter.trie().view().leaves_below(states[i]));
+  }
 }
 
 }  // namespace gentrie

@@ -64,6 +64,12 @@ void Matcher::reset() {
   undo_.clear();
 }
 
+Verdict Matcher::allowed(std::vector<Token>* tokens) const {
+  const Verdict verdict = constraint_->allowed(cursor_, tokens);
+  if (verdict == Verdict::kEmptied) ++constraint_->trie()->closed_rows().emptied;
+  return verdict;
+}
+
 bool Matcher::is_terminated() const { return cursor_.finished || at_turn_end_; }
 
 bool fill_bitmask(const Matcher& matcher, std::int32_t* words, std::uint64_t num_words) {

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "item_index.h"
 #include "parallel.h"
 #include "xxhash64.h"
 
@@ -94,6 +95,17 @@ Trie::Trie(const TrieHeader& header, const ArrayTable& arrays, std::shared_ptr<c
       fingerprint_(std::move(fingerprint)),
       metadata_(std::move(metadata)) {
   if (fingerprint_.empty()) fingerprint_ = fingerprint_of(header_, arrays_, checksums_of(arrays_));
+}
+
+std::shared_ptr<const ItemIndex> Trie::item_index() const {
+  const std::lock_guard<std::mutex> lock(item_index_mutex_);
+  if (!item_index_) item_index_ = std::make_shared<const ItemIndex>(view_);
+  return item_index_;
+}
+
+std::uint64_t Trie::item_index_nbytes() const {
+  const std::lock_guard<std::mutex> lock(item_index_mutex_);
+  return item_index_ ? item_index_->nbytes() : 0;
 }
 
 void Trie::append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const {

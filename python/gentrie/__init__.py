@@ -8,10 +8,12 @@ from gentrie.bitmask import (
     get_bitmask_shape,
     reset_token_bitmask,
 )
+from gentrie.item_filter import ItemFilter
 from gentrie.matcher import TrieMatcher, batch_fill_next_token_bitmask
 from gentrie.trie import TokenTrie
 
 __all__ = [
+    "ItemFilter",
     "TokenTrie",
     "TrieMatcher",
     "__version__",

@@ -1,40 +1,222 @@
-"""Which items may be given: item ids or boolean arrays, as filters of the core."""
+"""Which items may be given: filters that stay, made off the request path, and what a request denies on top."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gentrie import _core, _validate
 
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
 
+class ItemFilter:
+    """Which items of one trie may be given; immutable, shared freely by threads.
+
+    A sequence may be given if any of its items may, and a token follows only where such a sequence lies below. Made
+    with :meth:`from_item_ids`, :meth:`from_mask`, :meth:`from_leaf_order` or :meth:`all_items`, off the request path:
+    a bitmap over the sequences with a rank directory, two bits each, so that what it leaves below any state is counted
+    in O(1). ``~a``, ``a & b``, ``a | b`` and ``a - b`` are filters of their own.
+
+    A filter belongs to the trie it was made for and is refused with any other; a new trie needs a new filter, which
+    :class:`gentrie.LiveCatalog` makes from its definition.
+
+    Attributes
+    ----------
+    trie
+        The trie it belongs to.
+    name
+        What it is called in messages; any text.
+    """
+
+    __slots__ = ("_core", "name", "trie")
+
+    def __init__(self, core: _core.ItemFilter, trie: TokenTrie, name: str) -> None:
+        self._core, self.trie, self.name = core, trie, name
+
+    @classmethod
+    def from_item_ids(
+        cls,
+        trie: TokenTrie,
+        item_ids: Collection[int] | npt.NDArray[Any],
+        *,
+        name: str = "",
+    ) -> ItemFilter:
+        """Allow the listed item ids (any integers); those that the catalog does not hold are ignored.
+
+        The first call for a trie makes an index of its items by id, 4 to 12 bytes an item, which the trie keeps.
+        """
+        return cls(_core.ItemFilter.from_item_ids(trie._core, _item_ids("item_ids", item_ids)), trie, name)
+
+    @classmethod
+    def from_mask(
+        cls,
+        trie: TokenTrie,
+        mask: Sequence[bool] | npt.NDArray[Any],
+        *,
+        name: str = "",
+        num_threads: int | None = None,
+    ) -> ItemFilter:
+        """Allow item id i where ``mask[i]``: bool [more than the catalog's largest item id].
+
+        ``num_threads`` defaults to the processors this process may use.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For another dtype or shape, and naming an item id that the array does not reach.
+        """
+        array = _mask("mask", mask)
+        return cls(_core.ItemFilter.from_mask(trie._core, array, _threads(num_threads)), trie, name)
+
+    @classmethod
+    def from_leaf_order(
+        cls,
+        trie: TokenTrie,
+        mask: Sequence[bool] | npt.NDArray[Any],
+        *,
+        name: str = "",
+        num_threads: int | None = None,
+    ) -> ItemFilter:
+        """Allow the i-th item of ``trie.items_below(trie.root)`` where ``mask[i]``: bool [num_items].
+
+        The fastest to make, for those who keep what they know of items in this order.
+        """
+        array = _mask("mask", mask)
+        return cls(_core.ItemFilter.from_leaf_order(trie._core, array, _threads(num_threads)), trie, name)
+
+    @classmethod
+    def all_items(cls, trie: TokenTrie, *, name: str = "") -> ItemFilter:
+        """Allow everything: what :meth:`deny` needs where there is no other filter."""
+        none = _core.ItemFilter.from_leaf_order(trie._core, np.zeros(trie.num_items, dtype=bool), 1)
+        return cls(none.complement(), trie, name)
+
+    # --- New ones from old ------------------------------------------------------------------------------------------
+
+    def deny(self, item_ids: Collection[int] | npt.NDArray[Any]) -> ItemFilter:
+        """The same less up to 1,024 items, for one request: what the user has seen or bought.
+
+        No bitmap is made: the denied items are kept beside this filter's and looked up in O(log k) at each count. Ids
+        that the catalog does not hold are ignored.
+
+        Raises
+        ------
+        ValueError
+            For more than 1,024, those denied before included: subtract a filter made with :meth:`from_item_ids`.
+        """
+        return ItemFilter(self._core.deny(_item_ids("item_ids", item_ids)), self.trie, self.name)
+
+    def __invert__(self) -> ItemFilter:
+        return ItemFilter(self._core.complement(), self.trie, f"~{self.name}" if self.name else "")
+
+    def __and__(self, other: ItemFilter) -> ItemFilter:
+        return self._with(other, "&", _core.ItemFilter.intersection)
+
+    def __or__(self, other: ItemFilter) -> ItemFilter:
+        return self._with(other, "|", _core.ItemFilter.union)
+
+    def __sub__(self, other: ItemFilter) -> ItemFilter:
+        return self._with(other, "-", _core.ItemFilter.difference)
+
+    def _with(self, other: ItemFilter, sign: str, operation: Any) -> ItemFilter:
+        if not isinstance(other, ItemFilter):
+            return NotImplemented
+        other.check_trie(self.trie)
+        name = f"({self.name} {sign} {other.name})" if self.name and other.name else ""
+        return ItemFilter(operation(self._core, other._core), self.trie, name)
+
+    # --- Facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_items(self) -> int:
+        """Items that may be given: distinct (sequence, item id) pairs."""
+        return self._core.num_items
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that may be given."""
+        return self._core.num_sequences
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays; filters made by :meth:`deny` share all but a few KB of them."""
+        return self._core.nbytes
+
+    def check_trie(self, trie: TokenTrie) -> None:
+        """Refuse another trie than this filter's.
+
+        Raises
+        ------
+        ValueError
+            Naming both fingerprints.
+        """
+        if self.trie is not trie and self.trie.fingerprint != trie.fingerprint:
+            name = f"item_filter {self.name!r}" if self.name else "item_filter"
+            raise ValueError(f"{name} belongs to the trie {self.trie.fingerprint}, not to {trie.fingerprint}")
+
+    def __repr__(self) -> str:
+        return (
+            f"ItemFilter({self.name!r}, num_items={self.num_items} of {self.trie.num_items}, "
+            f"trie={self.trie.fingerprint!r})"
+        )
+
+    # --- The trie as this filter leaves it --------------------------------------------------------------------------
+
+    def next_tokens_batch(
+        self, states: Sequence[int] | npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """As :meth:`TokenTrie.next_tokens_batch`, without the tokens below which nothing is allowed."""
+        return self._core.next_tokens_batch(_validate.token_row("states", states))
+
+    def num_sequences_below_batch(self, states: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Allowed sequences that each of states [N] can still reach; int64 [N], 0 for negative states."""
+        return self._core.num_sequences_below_batch(_validate.token_row("states", states))
+
+    def items_below(self, state: int) -> npt.NDArray[np.int64]:
+        """Allowed items that ``state`` can still reach, in the order of :meth:`TokenTrie.items_below`; int64."""
+        return self._core.items_below(_validate.state(state))
+
+    def resolve(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Allowed items of one complete sequence, its end token optional; int64, empty if there are none."""
+        state = self.trie.walk(tokens)
+        if state >= 0 and not self.trie.is_leaf(state) and self.trie.end_token_id is not None:
+            state = self.trie.advance(state, self.trie.end_token_id)
+        return self.items_below(state if self.trie.is_leaf(state) else -1)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What a search or a loss on a device needs, read-only and not copied.
+
+        ``leaf_words``, uint64 [num_sequences // 32 + 1]: bit i % 32 of word i // 32 says whether sequence i
+        (lexicographic order) is allowed, the word's upper half how many before the word are; so
+        ``rank(i) = (word >> 32) + popcount(word & ((1 << i % 32) - 1))``. ``closed_leaves``, uint32: sequences that
+        :meth:`deny` closed among those, ascending; as many of them as lie before i are to be taken off ``rank(i)``.
+        """
+        return {"leaf_words": self._core.leaf_words(), "closed_leaves": self._core.closed_leaves()}
+
 
 def make_filter(trie: TokenTrie, item_filter: Any) -> _core.ItemFilter | None:
-    """A filter from item ids (any integers; those the catalog lacks are ignored) or from a boolean array whose entry i
-    says whether item id i is allowed. None gives none.
+    """A filter from an :class:`ItemFilter`, from item ids (any integers; those the catalog lacks are ignored) or from a
+    boolean array whose entry i says whether item id i is allowed. None gives none.
 
     Raises
     ------
     ValueError, TypeError
-        For other dtypes or shapes, and for a boolean array that does not reach the catalog's largest item id.
+        For a filter of another trie, for other dtypes or shapes, and for a boolean array that does not reach the
+        catalog's largest item id.
     """
     if item_filter is None:
         return None
-    if _validate.is_tensor(item_filter):
-        item_filter = item_filter.detach().cpu().numpy()
-    if isinstance(item_filter, set | frozenset | range):
-        item_filter = list(item_filter)
-    array = np.asarray(item_filter)
-    if array.size == 0 and not isinstance(item_filter, np.ndarray):
-        array = array.astype(np.int64)  # an empty list has no dtype of its own
+    if isinstance(item_filter, ItemFilter):
+        item_filter.check_trie(trie)
+        return item_filter._core
+    array = _array(item_filter)
     if array.ndim != 1:
         raise ValueError(f"item_filter has shape {array.shape}, expected one dimension")
     if array.dtype == np.bool_:
-        return _core.ItemFilter.from_mask(trie._core, array)
+        return _core.ItemFilter.from_mask(trie._core, array, 1)
     return _core.ItemFilter.from_item_ids(trie._core, _validate.int64_array("item_filter", array))
 
 
@@ -51,5 +233,36 @@ def _is_per_row(item_filter: Any) -> bool:
     return (
         isinstance(item_filter, Sequence)
         and len(item_filter) > 0
-        and all(entry is None or np.ndim(entry) == 1 or isinstance(entry, set | frozenset) for entry in item_filter)
+        and all(
+            entry is None or isinstance(entry, ItemFilter | set | frozenset) or np.ndim(entry) == 1
+            for entry in item_filter
+        )
     )
+
+
+def _array(values: Any) -> npt.NDArray[Any]:
+    if _validate.is_tensor(values):
+        values = values.detach().cpu().numpy()
+    if isinstance(values, set | frozenset | range):
+        values = list(values)
+    array = np.asarray(values)
+    if array.size == 0 and not isinstance(values, np.ndarray):
+        array = array.astype(np.int64)  # an empty list has no dtype of its own
+    return array
+
+
+def _item_ids(name: str, values: Any) -> npt.NDArray[np.int64]:
+    return _validate.token_row(name, _array(values))
+
+
+def _mask(name: str, values: Any) -> npt.NDArray[np.bool_]:
+    array = _array(values)
+    if array.dtype != np.bool_:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected bool")
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}, expected one dimension")
+    return array
+
+
+def _threads(num_threads: int | None) -> int:
+    return 0 if num_threads is None else _validate.integer("num_threads", num_threads, 1, 4096)

@@ -28,7 +28,7 @@ class Matcher {
   void reset();
   /// Whether the response (triggered: the turn) has ended.
   bool is_terminated() const;
-  Verdict allowed(std::vector<Token>* tokens) const { return constraint_->allowed(cursor_, tokens); }
+  Verdict allowed(std::vector<Token>* tokens) const;
 
  private:
   struct Undo {

@@ -47,9 +47,8 @@ struct RankedBitmap {
   /// Words for `count` bits; rank(count) may be asked too.
   static std::uint64_t num_words(std::uint64_t count) { return count / 32 + 1; }
 
-  /// Fills the high halves from the low ones.
-  static void index(std::uint64_t* words, std::uint64_t num_words) {
-    std::uint64_t ones = 0;
+  /// Fills the high halves from the low ones; `ones` lie before the first word.
+  static void index(std::uint64_t* words, std::uint64_t num_words, std::uint64_t ones = 0) {
     for (std::uint64_t w = 0; w < num_words; ++w) {
       const std::uint32_t bits = static_cast<std::uint32_t>(words[w]);
       words[w] = ones << 32 | bits;

@@ -2,9 +2,11 @@
 #define GENTRIE_TRIE_H_
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -58,6 +60,14 @@ struct TrieHeader {
   std::int64_t end_token_id = kNoToken;
 };
 
+class ItemIndex;
+
+/// Rows that could not go on, as histories and matchers met them; a row counts at each call that meets it so.
+struct ClosedRows {
+  std::atomic<std::uint64_t> dead{0};     ///< had left the trie
+  std::atomic<std::uint64_t> emptied{0};  ///< filter and earlier items left nothing
+};
+
 /// A catalog's token sequences, immutable: share it between threads without locks. Owns its arrays or the mapping they
 /// lie in.
 ///
@@ -82,6 +92,13 @@ class Trie {
   /// What the file was saved with; empty for a trie just built.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
+  /// Finds items by id; made at the first call (a pass over the items), then kept.
+  std::shared_ptr<const ItemIndex> item_index() const;
+  std::uint64_t item_index_nbytes() const;  ///< 0 before that
+
+  /// Counted for whoever watches over a service; nothing depends on it.
+  ClosedRows& closed_rows() const { return closed_rows_; }
+
   /// Appends the tokens of one sequence (end token included). \throws std::out_of_range
   void append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const;
 
@@ -92,6 +109,9 @@ class Trie {
   TrieView view_;
   std::string fingerprint_;
   std::map<std::string, std::string> metadata_;
+  mutable std::mutex item_index_mutex_;
+  mutable std::shared_ptr<const ItemIndex> item_index_;
+  mutable ClosedRows closed_rows_;
 };
 
 /// Fingerprint from the header and one checksum per array.

@@ -1,0 +1,66 @@
+#ifndef GENTRIE_ITEM_INDEX_H_
+#define GENTRIE_ITEM_INDEX_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "gentrie/view.h"
+#include "huge_pages.h"
+
+namespace gentrie {
+
+/// Finds the entries (rows of the leaf-to-item table) of an item id in a few loads: ids that lie close together are
+/// positions of an array, others are hashed. 4 to 12 bytes an item. Refers to the view it was made of.
+class ItemIndex {
+ public:
+  explicit ItemIndex(const TrieView& view);
+
+  /// Calls visit(entry) for each entry of `id`; an item listed under several sequences has several.
+  template <typename Visit>
+  void for_each_entry(std::int64_t id, const Visit& visit) const {
+    const std::uint64_t slot = slot_of(id);
+    if (slot >= heads_.size()) return;
+    for (std::uint32_t entry = heads_[slot]; entry != kNone; entry = others_.empty() ? kNone : others_[entry]) {
+      visit(entry);
+    }
+  }
+  /// Brings what for_each_entry() reads first: asked for many ids ahead, their cache misses overlap.
+  void prefetch(std::int64_t id) const {
+    const std::uint64_t slot = first_slot_of(id);
+    if (slot < heads_.size()) __builtin_prefetch(&heads_[slot]);
+  }
+  /// The leaf that an entry belongs to.
+  std::uint32_t leaf_of(std::uint32_t entry) const;
+
+  std::uint64_t nbytes() const {
+    return (heads_.size() + others_.size()) * sizeof heads_[0] + leaf_starts_.size() * sizeof(std::uint64_t);
+  }
+
+ private:
+  static constexpr std::uint32_t kNone = 0xFFFFFFFF;
+
+  std::uint64_t first_slot_of(std::int64_t id) const {
+    return is_hashed_ ? (static_cast<std::uint64_t>(id) * 0x9E3779B97F4A7C15) >> hash_shift_
+                      : static_cast<std::uint64_t>(id) - static_cast<std::uint64_t>(first_id_);
+  }
+  /// Where the entries of `id` hang, or would; beyond heads_ if it lies outside an array of positions.
+  std::uint64_t slot_of(std::int64_t id) const {
+    std::uint64_t slot = first_slot_of(id);
+    if (!is_hashed_) return slot;
+    const std::uint64_t mask = heads_.size() - 1;
+    while (heads_[slot] != kNone && view_.item_id(heads_[slot]) != id) slot = (slot + 1) & mask;
+    return slot;
+  }
+
+  TrieView view_;
+  bool is_hashed_ = false;
+  std::int64_t first_id_ = 0;
+  std::uint32_t hash_shift_ = 0;
+  std::vector<std::uint32_t, HugePageAllocator<std::uint32_t>> heads_;  ///< first entry of each id
+  std::vector<std::uint32_t> others_;       ///< the next entry of the same id; empty where no id has two
+  std::vector<std::uint64_t> leaf_starts_;  ///< RankedBitmap over the entries; empty where every leaf has one item
+};
+
+}  // namespace gentrie
+
+#endif  // GENTRIE_ITEM_INDEX_H_
