@@ -1,0 +1,231 @@
+"""Data, model, training and evaluation of ``office_training.py``: one run in one process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+from gentrie import TokenTrie, datasets
+from gentrie.bench.harness import write_json
+from gentrie.evaluation import catalog_logprobs, hit_rate, ndcg, ood_rate, pruning, resolve_lists, target_token_ranks
+from gentrie.training import BearTrainer, ItemCollator, linear_bear_loss, linear_masked_softmax_loss
+from gentrie.training.recommendation_callback import beam_recommend
+
+VOCAB_SIZE = 4096
+K = 10
+
+# The authors' setting of BEAR's reweighted form.
+BEAR = {"form": "reweighted", "reg_weight": 0.25, "reg_temperature": 2.75, "beam_width": K}
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sft": (linear_bear_loss, {"scope": "vocab", "reg_weight": 0.0}),
+    "msl": (linear_masked_softmax_loss, {}),
+    "bear": (linear_bear_loss, BEAR),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model: its name says where its results lie."""
+
+    method: str
+    seed: int
+    epochs: float
+    reg_weight: float | None = None
+    reg_temperature: float | None = None
+
+    @property
+    def name(self) -> str:
+        swept = "" if self.reg_weight is None else f"-w{self.reg_weight:g}-t{self.reg_temperature:g}"
+        return f"{self.method}{swept}-seed{self.seed}-epochs{self.epochs:g}"
+
+    def loss(self) -> tuple[Any, dict[str, Any]]:
+        function, options = METHODS[self.method]
+        if self.reg_weight is not None:
+            options = {**options, "reg_weight": self.reg_weight, "reg_temperature": self.reg_temperature}
+        return function, options
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and judged."""
+
+    history: int = 4
+    batch: int = 32
+    users: int = 400
+    users_whole_catalog: int = 100
+
+
+@dataclass(frozen=True)
+class Office:
+    """The catalog and its interactions as token ids."""
+
+    trie: TokenTrie
+    pad: int
+    train: list[dict[str, list[int]]]
+    prompts: list[list[int]]
+    targets: np.ndarray[Any, np.dtype[np.int64]]
+
+    @classmethod
+    def load(cls, folder: Path, size: Size) -> Office:
+        catalog = datasets.Catalog.from_jsonl(folder / "catalog.jsonl")
+        tokenizer = catalog.train_tokenizer(VOCAB_SIZE)
+        end = tokenizer.eos_token_id
+        trie = TokenTrie.from_titles(catalog.titles, tokenizer, end_token_id=end, item_ids=catalog.item_ids)
+        values, indptr = catalog.token_sequences(tokenizer)
+        titles = {
+            int(item): row.tolist() for item, row in zip(catalog.item_ids, np.split(values, indptr[1:-1]), strict=True)
+        }
+
+        def prompt(items: list[int]) -> list[int]:
+            """The last titles, an end token behind each, which is what one is written behind as well."""
+            past = [[*titles[item], end] for item in items[-size.history :]]
+            return [tokenizer.bos_token_id, *chain.from_iterable(past)]
+
+        def read(name: str) -> list[list[int]]:
+            return [json.loads(line)["item_ids"] for line in (folder / name).read_text().splitlines()]
+
+        rows = read("train.jsonl")
+        train = [{"prompt_ids": prompt(row[:-1]), "response_ids": [*titles[row[-1]], end]} for row in rows]
+        test = read("test.jsonl")[: size.users]
+        return cls(
+            trie,
+            tokenizer.pad_token_id,
+            train,
+            [prompt(row[:-1]) for row in test],
+            np.array([row[-1] for row in test], dtype=np.int64),
+        )
+
+
+def model_of(seed: int, office: Office) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            initializer_range=0.04,
+            pad_token_id=office.pad,
+            bos_token_id=1,
+            eos_token_id=office.trie.end_token_id,
+        )
+    )
+
+
+def carry_out(run: Run, folder: Path, size: Size, work: Path) -> dict[str, Any]:
+    """Train and judge, or read what was found before."""
+    kept = work / f"{run.name}.json"
+    if kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    office = Office.load(folder, size)
+    model = model_of(run.seed, office)
+    loss, options = run.loss()
+    trainer = BearTrainer(
+        model,
+        TrainingArguments(
+            output_dir=str(work / run.name),
+            per_device_train_batch_size=size.batch,
+            num_train_epochs=run.epochs,
+            learning_rate=3e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=50,
+            weight_decay=0.01,
+            seed=run.seed,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        train_dataset=office.train,
+        data_collator=ItemCollator(office.trie, office.pad),
+        trie=office.trie,
+        loss=loss,
+        loss_options=options,
+    )
+    started = time.perf_counter()
+    output = trainer.train()
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = {
+        "run": asdict(run),
+        "steps": output.global_step,
+        "training_loss": output.training_loss,
+        "seconds_per_step": seconds / output.global_step,
+        "peak_memory_bytes": peak,
+        **judge(model.eval(), office, size),
+    }
+    write_json(kept, found)
+    return found
+
+
+@torch.no_grad()
+def judge(model: LlamaForCausalLM, office: Office, size: Size) -> dict[str, float]:
+    """HR, NDCG and OOD, constrained and free; what constrained beam search loses of the whole catalog's best."""
+    recommend = partial(beam_recommend, model, trie=office.trie, pad_token_id=office.pad)
+    constrained, free = recommend(office.prompts, K), free_lists(model, office)
+    found = {}
+    for name, lists in (("constrained", constrained), ("free", free)):
+        found[f"hr@{K} {name}"] = hit_rate(lists, office.targets, K, trie=office.trie)
+        found[f"ndcg@{K} {name}"] = ndcg(lists, office.targets, K, trie=office.trie)
+        found[f"ood@{K} {name}"] = ood_rate(lists, K)
+    users = slice(0, size.users_whole_catalog)
+    prompts, targets = office.prompts[users], office.targets[users]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[office.pad] * (width - len(row)) + row for row in prompts])
+    lengths = torch.tensor([len(row) for row in prompts])
+    where = {"attention_mask": (torch.arange(width) >= width - lengths[:, None]).long()}
+    lost = pruning(
+        catalog_logprobs(model, ids, office.trie, **where),
+        targets,
+        constrained[users],
+        K,
+        office.trie,
+        token_ranks=target_token_ranks(model, ids, office.trie, targets, **where),
+    )
+    found.update({f"pruned@{K}": lost.num_pruned, f"top@{K}": lost.num_top, "violating": lost.num_violating})
+    found[f"pruning_rate@{K}"] = lost.pruning_rate
+    return found
+
+
+def free_lists(model: LlamaForCausalLM, office: Office) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The same beam search without the catalog: item ids, -2 for what is none."""
+    end, rows, batch = office.trie.end_token_id, [], 16
+    for start in range(0, len(office.prompts), batch):
+        prompts = office.prompts[start : start + batch]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[office.pad] * (width - len(row)) + row for row in prompts])
+        mask = torch.arange(width) >= width - torch.tensor([len(row) for row in prompts])[:, None]
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            do_sample=False,
+            num_beams=K,
+            num_return_sequences=K,
+            length_penalty=0.0,
+            max_new_tokens=office.trie.max_depth,
+            pad_token_id=office.pad,
+            eos_token_id=end,
+        )
+        written = [row[: row.index(end) + 1] if end in row else row for row in output[:, width:].tolist()]
+        rows += [written[i * K : (i + 1) * K] for i in range(len(prompts))]
+    return resolve_lists(office.trie, rows, K)
