@@ -1,9 +1,9 @@
 """Train small models from scratch on a real catalog's interactions: plain likelihood (SFT), MSL and BEAR.
 
 ``--real`` names a folder with ``catalog.jsonl`` (``item_id``, ``title``), ``train.jsonl`` and ``test.jsonl``
-(``item_ids``, oldest first, the last one the target). Every run is a process of its own on one thread, two at a time; what is done
-lies in ``--work`` and is not done again. Then a sweep of BEAR's weight and temperature (figure 8 of the paper), and
-what one step costs that simulates the beam search (objective 3.1). Writes JSON and a plot.
+(``item_ids``, oldest first, the last one the target). Every run is a process of its own on one thread, two at a time;
+what is done lies in ``--work`` and is not done again. Then a sweep of BEAR's weight and temperature (figure 8 of the
+paper), and what one step costs that simulates the beam search (objective 3.1). Writes JSON and a plot.
 """
 
 from __future__ import annotations
