@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         count = NUM_ITEMS - turn % 2
         start = time.perf_counter()
         future: Future[object] = catalog.rebuild(lambda count=count: build(count))
-        rebuilding = walk(catalog, walks, lambda _: future.done())
+        rebuilding = walk(catalog, walks, lambda _, future=future: future.done())
         if turn == 0:
             continue
         visible.append(time.perf_counter() - start)
