@@ -116,13 +116,11 @@ void bind_filter(py::module_& module) {
       .def("items_below", &items_below, arg("state"))
       .def("leaf_words", [](const FilterPtr& filter) { return view_of(filter->leaf_words(), filter); })
       .def("closed_leaves", [](const FilterPtr& filter) { return view_of(filter->closed_leaves(), filter); });
+  py::class_<ClosedRows, std::shared_ptr<ClosedRows>>(module, "ClosedRows")
+      .def_property_readonly("dead", [](const ClosedRows& rows) { return rows.dead.load(); })
+      .def_property_readonly("emptied", [](const ClosedRows& rows) { return rows.emptied.load(); });
+  module.def("closed_rows", [](const Trie& trie) { return trie.closed_rows(); }, arg("trie"));
   module.def("item_index_nbytes", &Trie::item_index_nbytes, arg("trie"));
-  module.def(
-      "closed_rows",
-      [](const Trie& trie) {
-        return py::make_tuple(trie.closed_rows().dead.load(), trie.closed_rows().emptied.load());
-      },
-      arg("trie"));
 }
 
 }  // namespace gentrie

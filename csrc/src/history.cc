@@ -202,8 +202,8 @@ AllowedRows HistoryReader::allowed(const HistoryBatch& batch) const {
       rows.verdicts.push_back(verdict);
       rows.spans.emplace_back(begin, rows.tokens.size());
     }
-    if (rows.verdicts.back() == Verdict::kDead) ++constraint(batch, row).trie()->closed_rows().dead;
-    if (rows.verdicts.back() == Verdict::kEmptied) ++constraint(batch, row).trie()->closed_rows().emptied;
+    if (rows.verdicts.back() == Verdict::kDead) ++constraint(batch, row).trie()->closed_rows()->dead;
+    if (rows.verdicts.back() == Verdict::kEmptied) ++constraint(batch, row).trie()->closed_rows()->emptied;
     previous = std::move(cursor);
   }
   return rows;

@@ -66,7 +66,7 @@ void Matcher::reset() {
 
 Verdict Matcher::allowed(std::vector<Token>* tokens) const {
   const Verdict verdict = constraint_->allowed(cursor_, tokens);
-  if (verdict == Verdict::kEmptied) ++constraint_->trie()->closed_rows().emptied;
+  if (verdict == Verdict::kEmptied) ++constraint_->trie()->closed_rows()->emptied;
   return verdict;
 }
 

@@ -9,11 +9,13 @@ from gentrie.bitmask import (
     reset_token_bitmask,
 )
 from gentrie.item_filter import ItemFilter
+from gentrie.live_catalog import LiveCatalog
 from gentrie.matcher import TrieMatcher, batch_fill_next_token_bitmask
 from gentrie.trie import TokenTrie
 
 __all__ = [
     "ItemFilter",
+    "LiveCatalog",
     "TokenTrie",
     "TrieMatcher",
     "__version__",

@@ -13,6 +13,7 @@ from gentrie import _core, _validate
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
 
+
 class ItemFilter:
     """Which items of one trie may be given; immutable, shared freely by threads.
 
@@ -49,7 +50,7 @@ class ItemFilter:
 
         The first call for a trie makes an index of its items by id, 4 to 12 bytes an item, which the trie keeps.
         """
-        return cls(_core.ItemFilter.from_item_ids(trie._core, _item_ids("item_ids", item_ids)), trie, name)
+        return cls(_core.ItemFilter.from_item_ids(trie._core, item_id_array("item_ids", item_ids)), trie, name)
 
     @classmethod
     def from_mask(
@@ -107,7 +108,7 @@ class ItemFilter:
         ValueError
             For more than 1,024, those denied before included: subtract a filter made with :meth:`from_item_ids`.
         """
-        return ItemFilter(self._core.deny(_item_ids("item_ids", item_ids)), self.trie, self.name)
+        return ItemFilter(self._core.deny(item_id_array("item_ids", item_ids)), self.trie, self.name)
 
     def __invert__(self) -> ItemFilter:
         return ItemFilter(self._core.complement(), self.trie, f"~{self.name}" if self.name else "")
@@ -197,9 +198,9 @@ class ItemFilter:
         return {"leaf_words": self._core.leaf_words(), "closed_leaves": self._core.closed_leaves()}
 
 
-def make_filter(trie: TokenTrie, item_filter: Any) -> _core.ItemFilter | None:
-    """A filter from an :class:`ItemFilter`, from item ids (any integers; those the catalog lacks are ignored) or from a
-    boolean array whose entry i says whether item id i is allowed. None gives none.
+def filter_from(trie: TokenTrie, item_filter: Any, name: str = "") -> ItemFilter:
+    """An :class:`ItemFilter` as it is, or one made from item ids (any integers; those the catalog lacks are ignored) or
+    from a boolean array whose entry i says whether item id i is allowed.
 
     Raises
     ------
@@ -207,17 +208,23 @@ def make_filter(trie: TokenTrie, item_filter: Any) -> _core.ItemFilter | None:
         For a filter of another trie, for other dtypes or shapes, and for a boolean array that does not reach the
         catalog's largest item id.
     """
-    if item_filter is None:
-        return None
     if isinstance(item_filter, ItemFilter):
         item_filter.check_trie(trie)
-        return item_filter._core
+        return item_filter
     array = _array(item_filter)
     if array.ndim != 1:
         raise ValueError(f"item_filter has shape {array.shape}, expected one dimension")
     if array.dtype == np.bool_:
-        return _core.ItemFilter.from_mask(trie._core, array, 1)
-    return _core.ItemFilter.from_item_ids(trie._core, _validate.int64_array("item_filter", array))
+        return ItemFilter.from_mask(trie, array, name=name, num_threads=1)
+    return ItemFilter.from_item_ids(trie, item_id_array("item_filter", array), name=name)
+
+
+def make_filter(trie: TokenTrie, item_filter: Any) -> _core.ItemFilter | None:
+    """The core's filter for whatever :func:`filter_from` takes; None where every item is allowed."""
+    if item_filter is None:
+        return None
+    made = filter_from(trie, item_filter)
+    return made._core if made.num_items < trie.num_items else None
 
 
 def make_filters(trie: TokenTrie, item_filter: Any) -> list[_core.ItemFilter | None]:
@@ -251,7 +258,8 @@ def _array(values: Any) -> npt.NDArray[Any]:
     return array
 
 
-def _item_ids(name: str, values: Any) -> npt.NDArray[np.int64]:
+def item_id_array(name: str, values: Any) -> npt.NDArray[np.int64]:
+    """Item ids in any collection, as int64 [N]."""
     return _validate.token_row(name, _array(values))
 
 

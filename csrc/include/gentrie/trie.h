@@ -96,8 +96,8 @@ class Trie {
   std::shared_ptr<const ItemIndex> item_index() const;
   std::uint64_t item_index_nbytes() const;  ///< 0 before that
 
-  /// Counted for whoever watches over a service; nothing depends on it.
-  ClosedRows& closed_rows() const { return closed_rows_; }
+  /// Counted for whoever watches over a service, who may keep it longer than the trie; nothing depends on it.
+  const std::shared_ptr<ClosedRows>& closed_rows() const { return closed_rows_; }
 
   /// Appends the tokens of one sequence (end token included). \throws std::out_of_range
   void append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const;
@@ -111,7 +111,7 @@ class Trie {
   std::map<std::string, std::string> metadata_;
   mutable std::mutex item_index_mutex_;
   mutable std::shared_ptr<const ItemIndex> item_index_;
-  mutable ClosedRows closed_rows_;
+  std::shared_ptr<ClosedRows> closed_rows_ = std::make_shared<ClosedRows>();
 };
 
 /// Fingerprint from the header and one checksum per array.
