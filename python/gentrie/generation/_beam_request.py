@@ -72,7 +72,7 @@ class Beam:
         self.state = state
         self.matcher = matcher
         self.children = children
-        self.handle = PROMPT if parent is None else parent.handle
+        self.handle: int = PROMPT if parent is None else parent.handle
         """The row whose engine state this beam continues."""
         self.pending: list[int] = [] if parent is None else [*parent.pending, token]
         """Tokens behind that row that the model has not read."""
@@ -211,7 +211,8 @@ class BeamRequest:
             return True
         longest = rules.early_stopping == "never" and rules.length_penalty > 0
         length = rules.max_length if longest else self._depth
-        return self.beams[0].score / length**rules.length_penalty > self.finished[-1][0]
+        possible: float = self.beams[0].score / length**rules.length_penalty
+        return possible > self.finished[-1][0]
 
 
 def _allowed(trie: TokenTrie, matcher: _core.Matcher) -> Int64Array:

@@ -239,9 +239,13 @@ class BeamStepper:
                 self._asked.append(_Asked(name, search, beam, self._next_handle, search.places(beam, len(fed))))
                 self._next_handle += 1
         self._rows = BeamRows(
-            *(np.array(column, dtype=np.int64) for column in (handles, requests, parents, states, tokens)),
-            indptr=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-            logit_counts=np.array([len(asked.places) for asked in self._asked], dtype=np.int64),
+            handles=_int64(handles),
+            requests=_int64(requests),
+            parents=_int64(parents),
+            states=_int64(states),
+            tokens=_int64(tokens),
+            indptr=_int64([0, *np.cumsum(lengths)]),
+            logit_counts=_int64([len(asked.places) for asked in self._asked]),
         )
         return self._rows
 
@@ -275,14 +279,11 @@ class BeamStepper:
             search = self._requests[name]
             search.advance()
             live += [] if search.done else [(name, beam) for beam in search.beams]
-        columns = (
-            [name for name, _ in live],
-            [beam.handle for _, beam in live],
-            [beam.pending[0] if beam.pending else -1 for _, beam in live],
-            [beam.state for _, beam in live],
-        )
         return BeamStep(
-            *(np.array(column, dtype=np.int64) for column in columns),
+            requests=_int64([name for name, _ in live]),
+            parents=_int64([beam.handle for _, beam in live]),
+            tokens=_int64([beam.pending[0] if beam.pending else -1 for _, beam in live]),
+            states=_int64([beam.state for _, beam in live]),
             forced=[beam.pending[1:] for _, beam in live],
             finished=[name for name in stepped if self._requests[name].done],
         )
@@ -353,14 +354,18 @@ class _Asked:
 
 def _log_probabilities(raw: Float64Array, over_all: bool) -> Float64Array:
     if over_all:
-        return raw[1]
-    highest = raw[0].max(initial=-np.inf)
-    logits: Float64Array = raw[0] - highest
-    return logits - np.log(np.exp(logits).sum())
+        normalised: Float64Array = raw[1]
+        return normalised
+    logits: Float64Array = raw[0] - raw[0].max()
+    return np.asarray(logits - np.log(np.exp(logits).sum()))
+
+
+def _int64(column: list[int]) -> Int64Array:
+    return np.array(column, dtype=np.int64)
 
 
 def _rules(
-    trie: TokenTrie, beam_width: int, scope: str, length_penalty: float, early_stopping: Any, max_length: int | None
+    trie: TokenTrie, beam_width: int, scope: str, length_penalty: Any, early_stopping: Any, max_length: int | None
 ) -> BeamRules:
     if (
         isinstance(length_penalty, bool)
