@@ -1,0 +1,177 @@
+"""Beam search over a catalog that calls the model only where a beam has a choice."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from gentrie import _validate
+from gentrie.generation.beam_results import BeamSearchResult, BeamStats
+from gentrie.generation.beam_stepper import BeamRows, BeamStepper
+from gentrie.generation.tree_decoder import TreeDecoder
+from gentrie.generation.tree_slots import Int64Array
+from gentrie.item_filter import make_filters
+from gentrie.trie import TokenTrie
+
+# Rows of logits over the whole vocabulary that are held at a time.
+_HEAD_ROWS = 64
+
+
+def beam_search(
+    model: Any,
+    input_ids: torch.Tensor | None,
+    trie: TokenTrie,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+    beam_width: int = 10,
+    num_return_sequences: int | None = None,
+    scope: Literal["trie", "vocab"] = "trie",
+    length_penalty: float = 1.0,
+    early_stopping: bool | Literal["never"] = False,
+    item_filter: Any = None,
+    max_length: int | None = None,
+    temperature: float = 1.0,
+) -> BeamSearchResult:
+    """The beam search of ``generate`` with :class:`TrieLogitsProcessor`, where forced tokens cost next to nothing.
+
+    Items, order and scores are those of the token-synchronous search, to rounding. Each prompt is encoded once; forced
+    runs are fed together with the next token that is chosen; with ``scope="trie"`` a path that has become unique needs
+    no call and only the catalog's tokens are scored.
+
+    Parameters
+    ----------
+    model
+        What :class:`TreeDecoder` serves.
+    input_ids, attention_mask, inputs_embeds
+        Prompts [P, T], as for :class:`TreeDecoder`.
+    trie
+        The catalog.
+    beam_width
+        ``num_beams`` of ``generate``, 1 to 512.
+    num_return_sequences
+        Items a prompt at most, ``beam_width`` by default; fewer come back where fewer were found.
+    scope
+        ``"trie"``: softmax over the valid tokens (``renormalize_logits=True``); ``"vocab"``: over the whole vocabulary
+        (the default of ``generate``), forced tokens cost log-probability.
+    length_penalty, early_stopping
+        As in ``generate``.
+    item_filter
+        Items that may be given, as in :class:`TrieLogitsProcessor`; also one a prompt.
+    max_length
+        Tokens of an item at most; the catalog's longest by default.
+    temperature
+        Logits are divided by it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For values out of range, and what :class:`TreeDecoder` and filters refuse.
+    """
+    stepper = BeamStepper(
+        trie,
+        beam_width=beam_width,
+        scope=scope,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        max_length=max_length,
+    )
+    wanted = beam_width if num_return_sequences is None else num_return_sequences
+    wanted = _validate.integer("num_return_sequences", wanted, 1, beam_width)
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature={temperature} is outside (0, inf)")
+    filters = make_filters(trie, item_filter)
+    decoder = TreeDecoder(model, input_ids, attention_mask, inputs_embeds=inputs_embeds)
+    prompts = len(decoder.prompt_slots)
+    if len(filters) not in (1, prompts):
+        raise ValueError(f"item_filter has {len(filters)} entries for {prompts} prompts")
+    for prompt in range(prompts):
+        stepper.add_request(prompt, item_filter=filters[prompt if len(filters) > 1 else 0])
+    search = _Search(decoder, trie, stepper, scope, temperature)
+    search.run()
+    found = [stepper.pop_result(prompt, wanted) for prompt in range(prompts)]
+    calls = decoder.stats
+    return BeamSearchResult(
+        sequences=[items.sequences for items in found],
+        sequences_scores=[items.scores for items in found],
+        token_scores=[items.token_scores for items in found],
+        item_ids=[[trie.resolve(sequence) for sequence in items.sequences] for items in found],
+        num_found=np.array([len(items.sequences) for items in found], dtype=np.int64),
+        stats=BeamStats(
+            model_calls=calls.prompt_calls + calls.calls,
+            rows=search.num_rows,
+            tokens_computed=calls.tokens,
+            tokens_forced=sum(items.num_forced for items in found),
+            padded_slots=calls.padded_slots,
+        ),
+    )
+
+
+class _Search:
+    """Drives a stepper with a decoder."""
+
+    def __init__(
+        self, decoder: TreeDecoder, trie: TokenTrie, stepper: BeamStepper, scope: str, temperature: float
+    ) -> None:
+        self._decoder = decoder
+        self._stepper = stepper
+        self._scope = scope
+        self._temperature = temperature
+        self._tokens = torch.from_numpy(trie.vocabulary.astype(np.int64)).to(decoder.device)
+        self._slots: dict[int, int] = {}
+        self.num_rows = 0
+
+    def run(self) -> None:
+        """Until every request is done."""
+        while len(rows := self._stepper.rows()):
+            logits, normalizers = self._scores(self._hidden(rows))
+            self.num_rows += len(logits)
+            self._stepper.step(logits, normalizers=normalizers)
+            self._forget()
+
+    def _hidden(self, rows: BeamRows) -> torch.Tensor:
+        """[logits asked for, D]"""
+        lengths = np.diff(rows.indptr)
+        fed = np.flatnonzero(lengths)
+        prompts = self._decoder.prompt_slots[rows.requests]
+        slots = np.array(
+            [prompts[at] if handle < 0 else self._slots[handle] for at, handle in enumerate(rows.parents.tolist())]
+        )
+        behind: Int64Array = ~(np.arange(len(rows.tokens)) - 1)
+        behind[rows.indptr[fed]] = slots[fed]
+        new, hidden = self._decoder.extend(behind, rows.tokens)
+        ends = slots.copy()
+        ends[fed] = new[rows.indptr[fed + 1] - 1]
+        self._slots.update(zip(rows.handles.tolist(), ends.tolist(), strict=True))
+        # Rows of the new hidden states, and behind these the prompts' ends.
+        wanted = [
+            np.arange(end - count, end) if length else np.array([len(hidden) + request])
+            for length, end, count, request in zip(
+                lengths.tolist(),
+                rows.indptr[1:].tolist(),
+                rows.logit_counts.tolist(),
+                rows.requests.tolist(),
+                strict=True,
+            )
+        ]
+        places = torch.from_numpy(np.concatenate(wanted)).to(hidden.device)
+        return torch.cat([hidden, self._decoder.prompt_hidden])[places]
+
+    def _scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of the catalog's tokens, and what normalises them over the whole vocabulary where that is wanted."""
+        if self._scope == "trie":
+            return self._decoder.logits(hidden, self._tokens).float() / self._temperature, None
+        logits, normalizers = [], []
+        for part in torch.split(hidden, _HEAD_ROWS):
+            whole = self._decoder.logits(part).float() / self._temperature
+            logits.append(whole[:, self._tokens])
+            normalizers.append(whole.logsumexp(-1))
+        return torch.cat(logits), torch.cat(normalizers)
+
+    def _forget(self) -> None:
+        used = self._stepper.handles_in_use().tolist()
+        self._slots = {handle: self._slots[handle] for handle in used}
+        if self._decoder.num_slots > 4 * len(used) + 1024:
+            self._decoder.keep(np.unique(np.array(list(self._slots.values()), dtype=np.int64)))

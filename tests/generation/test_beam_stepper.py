@@ -1,0 +1,160 @@
+"""The stepper driven by an engine that batches continuously: requests join and leave at any time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from catalog_strategies import catalogs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import END, VOCAB_SIZE
+
+from gentrie import TokenTrie
+from gentrie.generation.beam_stepper import BeamItems, BeamRows, BeamStepper
+
+
+class Engine:
+    """Logits that depend on request and path; a path is known by the handle of its last row alone."""
+
+    def __init__(self) -> None:
+        self.paths: dict[int, list[int]] = {}
+
+    def logits(self, rows: BeamRows) -> torch.Tensor:
+        found = []
+        for at in range(len(rows)):
+            fed = rows.tokens[rows.indptr[at] : rows.indptr[at + 1]].tolist()
+            parent = int(rows.parents[at])
+            path = [*([] if parent < 0 else self.paths[parent]), *fed]
+            self.paths[int(rows.handles[at])] = path
+            count = int(rows.logit_counts[at])
+            found += [
+                scores(int(rows.requests[at]), path[: length + 1]) for length in range(len(path) - count, len(path))
+            ]
+        return torch.stack(found)
+
+    def forget(self, used: list[int]) -> None:
+        self.paths = {handle: self.paths[handle] for handle in used}
+
+
+def scores(request: int, path: list[int]) -> torch.Tensor:
+    seed = np.random.SeedSequence([request % 7, *path]).generate_state(1)[0]
+    return 2 * torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(int(seed)))
+
+
+def lock_step(trie: TokenTrie, request: int, width: int, scope: str, penalty: float) -> list[tuple[float, list[int]]]:
+    """Beam search as one would write it, every beam scored at every token."""
+    beams, finished = [(0.0, list[int]())], list[tuple[float, list[int]]]()
+    for length in range(1, trie.max_depth + 1):
+        grown = []
+        for score, path in beams:
+            valid = trie.next_tokens(trie.walk(path)).tolist()
+            logits = scores(request, path).double()
+            whole = logits if scope == "vocab" else logits[valid]
+            grown += [(score + float(logits[token] - whole.logsumexp(-1)), [*path, token]) for token in valid]
+        best = sorted(grown, reverse=True)[: 2 * width]
+        finished += [(score / length**penalty, path) for score, path in best[:width] if path[-1] == END]
+        finished = sorted(finished, reverse=True)[:width]
+        beams = [entry for entry in best if entry[1][-1] != END][:width]
+        if not beams or (len(finished) == width and beams[0][0] / length**penalty <= finished[-1][0]):
+            break
+    return finished
+
+
+@given(rows=catalogs(max_items=20), seed=st.integers(0, 1000), narrow=st.booleans())
+@settings(max_examples=60)
+def test_requests_that_join_and_leave_at_random(rows: list[list[int]], seed: int, narrow: bool) -> None:
+    trie = TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
+    draw, engine, stepper = random.Random(seed), Engine(), BeamStepper(trie)
+    settings_of: dict[int, dict[str, Any]] = {}
+    found: dict[int, BeamItems] = {}
+    waiting, running = list(range(8)), set[int]()
+    left = set[int]()
+    while waiting or running:
+        while waiting and draw.random() < 0.4:
+            request = waiting.pop()
+            settings_of[request] = {
+                "beam_width": draw.choice([1, 2, 5, 512]),
+                "scope": draw.choice(["trie", "vocab"]),
+                "length_penalty": draw.choice([0.0, 1.0]),
+            }
+            stepper.add_request(request, **settings_of[request])
+            running.add(request)
+        asked = stepper.rows()
+        assert stepper.rows() is asked
+        if running and draw.random() < 0.1:
+            leaving = draw.choice(sorted(running))
+            stepper.drop_request(leaving)
+            running.remove(leaving)
+            left.add(leaving)
+        if len(asked):
+            logits = engine.logits(asked)
+            if narrow:
+                step = stepper.step(logits[:, trie.vocabulary.tolist()], normalizers=logits.logsumexp(-1))
+            else:
+                step = stepper.step(logits)
+            assert set(step.finished) <= running
+            assert set(step.requests.tolist()) <= running - set(step.finished)
+            for at, token in enumerate(step.tokens.tolist()):
+                path = engine.paths[int(step.parents[at])] if step.parents[at] >= 0 else []
+                path = [*path, *([] if token < 0 else [token, *step.forced[at]])]
+                reached = trie.walk(path)
+                assert reached == step.states[at] or step.tokens[at] < 0  # inside a run that the engine has read
+            engine.forget(stepper.handles_in_use().tolist())
+        else:
+            stepper.step(torch.empty(0, VOCAB_SIZE))
+        for request in sorted(running):
+            if stepper.is_finished(request):
+                found[request] = stepper.pop_result(request)
+                running.remove(request)
+    assert found.keys() | left == set(range(8))
+    for request, items in found.items():
+        chosen = settings_of[request]
+        expected = lock_step(trie, request, chosen["beam_width"], chosen["scope"], chosen["length_penalty"])
+        np.testing.assert_allclose(items.scores, [score for score, _ in expected], rtol=1e-5, atol=1e-5)
+        assert items.sequences == [path for _, path in expected]
+
+
+def test_rows_are_asked_for_branches_alone() -> None:
+    trie = TokenTrie.from_sequences([[4, 5, 6], [4, 5, 7, 8, 9]], vocab_size=VOCAB_SIZE, end_token_id=END)
+    stepper = BeamStepper(trie, beam_width=2)
+    stepper.add_request(0)
+    rows = stepper.rows()
+    assert rows.tokens.tolist() == [4, 5]  # forced from the root on
+    assert rows.parents.tolist() == [-1]
+    step = stepper.step(Engine().logits(rows))
+    assert step.finished == [0]  # both paths are unique
+    assert len(stepper.rows()) == 0
+    assert sorted(stepper.pop_result(0).sequences) == [[4, 5, 6, END], [4, 5, 7, 8, 9, END]]
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
+    trie = TokenTrie.from_sequences([[4], [5]], vocab_size=VOCAB_SIZE, end_token_id=END)
+    stepper = BeamStepper(trie, beam_width=2)
+    stepper.add_request(3, scope="vocab")
+    with pytest.raises(ValueError, match="request=3 is already there"):
+        stepper.add_request(3)
+    with pytest.raises(ValueError, match="request 4 is unknown"):
+        stepper.pop_result(4)
+    with pytest.raises(ValueError, match="request 3 is not finished"):
+        stepper.pop_result(3)
+    logits = Engine().logits(stepper.rows())
+    for wrong, message in (
+        (logits[0], "logits has shape"),
+        (torch.cat([logits, logits]), "logits has shape"),
+        (logits[:, :10], "logits has 10 columns"),
+        (logits[:, :3], "normalizers is missing"),
+        (logits * torch.nan, "logits of request 3 are not numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stepper.step(wrong)
+    with pytest.raises(ValueError, match="normalizers has shape"):
+        stepper.step(logits, normalizers=logits)
+    stepper.step(logits)
+    while len(stepper.rows()):
+        assert stepper.rows().requests.tolist() == [3, 3]
+        stepper.step(torch.zeros(2, VOCAB_SIZE))
+    assert len(stepper.pop_result(3).sequences) == 2
