@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from catalog_strategies import catalogs, words
-from dict_trie import DictRules, catalog_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import Oracle, Rules
 from tiny_models import END, FIRST_TOKEN, PAD, TURN_END, VOCAB_SIZE, ScriptedModel, markov_logits, tiny_model
 from transformers import PreTrainedModel
 
@@ -86,11 +86,11 @@ def test_greedy_and_sampled_responses_are_catalog_items(
         renormalize_logits=renormalize,
         **sampling,
     )
-    catalog = catalog_of(sequences, END)
+    catalog = Oracle(sequences, END).items
     for row in output.sequences:
         title = up_to_end(row, start)
         assert title in catalog
-        assert trie.resolve(title).tolist() == catalog[title]
+        assert trie.resolve(title).tolist() == sorted(catalog[title])
     assert not any(scores.isnan().any() for scores in output.scores)
 
 
@@ -135,7 +135,7 @@ def test_beams_that_ended_are_catalog_items(
         length_penalty=length_penalty,
         do_sample=do_sample,
     )
-    catalog = catalog_of(sequences, END)
+    catalog = Oracle(sequences, END).items
     assert not any(scores.isnan().any() for scores in output.scores)
     assert not output.sequences_scores.isnan().any()
     assert len(output.sequences) == len(prompts) * returned
@@ -162,7 +162,7 @@ def log_probs_after(model: PreTrainedModel, prompt: list[int], response: list[in
 
 
 def score_of(
-    model: PreTrainedModel, prompt: list[int], title: tuple[int, ...], rules: DictRules, renormalize: bool
+    model: PreTrainedModel, prompt: list[int], title: tuple[int, ...], rules: Rules, renormalize: bool
 ) -> float:
     """Sum of the title's log-probabilities, over the vocabulary or over what may follow."""
     total = 0.0
@@ -196,9 +196,9 @@ def test_enough_beams_rank_the_whole_catalog(kind: str, renormalize: bool) -> No
             length_penalty=0.0,
             renormalize_logits=renormalize,
         )
-        rules = DictRules(catalog_of(rows, END), {END})
+        rules = Rules(Oracle(rows, END))
         for i, prompt in enumerate(prompts):
-            expected = {title: score_of(model, prompt, title, rules, renormalize) for title in rules.catalog}
+            expected = {title: score_of(model, prompt, title, rules, renormalize) for title in rules.oracle.items}
             found = [up_to_end(row, start) for row in output.sequences[i * count : (i + 1) * count]]
             scores = output.sequences_scores[i * count : (i + 1) * count].tolist()
             assert set(found) == set(expected)
@@ -210,7 +210,7 @@ def test_enough_beams_rank_the_whole_catalog(kind: str, renormalize: bool) -> No
 def test_greedy_takes_the_likeliest_allowed_token(kind: str) -> None:
     model, random = tiny_model(kind, 2), np.random.default_rng(11)
     rows = [random.integers(FIRST_TOKEN, FIRST_TOKEN + 4, random.integers(2, 7)).tolist() for _ in range(30)]
-    rules = DictRules(catalog_of(rows, END), {END})
+    rules = Rules(Oracle(rows, END))
     trie = gentrie.TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
     for _ in range(8):
         prompts = [random.integers(FIRST_TOKEN, VOCAB_SIZE, n).tolist() for n in (1, 4, 6)]
@@ -236,7 +236,7 @@ def test_greedy_takes_the_likeliest_allowed_token(kind: str) -> None:
     renormalize=st.booleans(),
 )
 @settings(max_examples=50)
-def test_equals_the_prefix_processor_of_transformers_over_a_dict_trie(
+def test_equals_the_prefix_processor_of_transformers_over_a_set_of_tuples(
     kind: str,
     sequences: list[list[int]],
     prompts: list[list[int]],
@@ -257,7 +257,11 @@ def test_equals_the_prefix_processor_of_transformers_over_a_dict_trie(
     if num_beams == 1:
         del options["num_return_sequences"]
     ours = run(model, inputs, logits_processor=[TrieLogitsProcessor(trie, prompt_length=start)], **options)
-    prefix_fn = DictRules(catalog_of(sequences, END), {END}).prefix_fn(start, VOCAB_SIZE)
+    rules = Rules(Oracle(sequences, END))
+
+    def prefix_fn(_: int, ids: torch.Tensor) -> list[int]:
+        return sorted(rules.allowed(ids.tolist()[start:], VOCAB_SIZE))
+
     theirs = run(model, inputs, prefix_allowed_tokens_fn=prefix_fn, **options)
     assert torch.equal(ours.sequences, theirs.sequences)
     assert all(torch.equal(a, b) for a, b in zip(ours.scores, theirs.scores, strict=True))
@@ -270,7 +274,7 @@ def test_one_processor_serves_many_generate_calls() -> None:
     model, random = tiny_model("llama", 4), np.random.default_rng(3)
     rows = [random.integers(FIRST_TOKEN, FIRST_TOKEN + 3, random.integers(1, 6)).tolist() for _ in range(12)]
     trie = gentrie.TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
-    catalog, marker = catalog_of(rows, END), [VOCAB_SIZE - 2, VOCAB_SIZE - 1]
+    catalog, marker = Oracle(rows, END).items, [VOCAB_SIZE - 2, VOCAB_SIZE - 1]
     shared = TrieLogitsProcessor(trie, after=marker)
     for call in range(12):
         # The marker in an earlier place of the prompt must not matter.
@@ -305,7 +309,7 @@ def test_several_eos_tokens(kind: str, num_beams: int) -> None:
         num_beams=num_beams,
         max_new_tokens=trie.max_depth,
     )
-    assert all(up_to_end(row, start) in catalog_of(rows, END) for row in output.sequences)
+    assert all(up_to_end(row, start) in Oracle(rows, END).items for row in output.sequences)
     assert not (output.sequences[:, start:] == TURN_END).any() or num_beams > 1
 
 
@@ -405,4 +409,4 @@ def test_smoke_on_each_device(device: str) -> None:
     for options in ({}, {"do_sample": True}, {"num_beams": 3}, {"num_beams": 9, "renormalize_logits": True}):
         output = run(model, inputs, logits_processor=[processor], max_new_tokens=5, **options)
         assert output.sequences.device.type == device
-        assert all(up_to_end(row, 3) in catalog_of(rows, END) for row in output.sequences)
+        assert all(up_to_end(row, 3) in Oracle(rows, END).items for row in output.sequences)
