@@ -45,7 +45,8 @@ def first_token_ranges(first_tokens: Sequence[int] | npt.NDArray[Any], num_shard
     cuts = np.searchsorted((before[1:] + before[:-1]) / 2, targets)  # where the sum comes nearest
     steps = np.arange(1, shards)
     cuts = np.minimum(np.maximum.accumulate(np.maximum(cuts, steps) - steps) + steps, tokens.size - shards + steps)
-    return np.concatenate([[0], tokens[cuts], [tokens[-1] + 1]]).astype(np.int64)
+    ranges: npt.NDArray[np.int64] = np.concatenate([[0], tokens[cuts], [tokens[-1] + 1]]).astype(np.int64)
+    return ranges
 
 
 def shard_of(first_tokens: Sequence[int] | npt.NDArray[Any], ranges: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
