@@ -28,7 +28,7 @@ from gentrie.bench.harness import Spread, circumstances, write_json
 from gentrie.training import ItemCollator, beam_search_objective, bear_loss
 
 WEIGHTS, TEMPERATURES = (0.1, 0.25, 1.0, 4.0), (0.5, 1.0, 2.75, 8.0)
-QUICK = Size(users=16, users_whole_catalog=8)
+QUICK = Size(users=16, users_whole_catalog=8, users_free=4)
 SHOWN = (
     "hr@10 constrained",
     "ndcg@10 constrained",
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("office-training"), help="where finished runs are kept")
     parser.add_argument("--output", type=Path, default=Path("office_training.json"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--sweep-epochs", type=float, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="a hundredth of everything: does it run at all?")

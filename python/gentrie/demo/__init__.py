@@ -53,7 +53,8 @@ class DemoResult:
     num_parameters
         Parameters of the model.
     num_training_users, training_seconds, training_loss
-        Users the model was trained on, how long that took, and the loss of the last epoch in nats a token.
+        Users the model was trained on, how long that took, and the mean BEAR loss of a token in
+        the last epoch.
     num_users, list_length, batch_size
         Users that got lists, items asked for in each, and users served together.
     popular_hit_rate
@@ -158,7 +159,14 @@ def _run(items: int, users: int, seed: int, epochs: int, console: Console | None
     started = perf_counter()
     with _progress(console, "train") as on_step:
         loss = _model.train(
-            model, [history(row) for row in learnt], epochs=epochs, pad_id=pad_id, seed=seed, on_step=on_step
+            model,
+            [history(row) for row in learnt],
+            trie,
+            epochs=epochs,
+            begin_id=begin_id,
+            pad_id=pad_id,
+            seed=seed,
+            on_step=on_step,
         )
     training_seconds = perf_counter() - started
 

@@ -25,7 +25,7 @@ def render(result: DemoResult) -> Any:
             f"{result.num_items:,} items, {result.num_sequences:,} different titles of "
             f"{result.tokens_per_item:.1f} tokens; trie of {result.trie_bytes / 1024:.0f} KiB built in "
             f"{result.build_seconds * 1000:.1f} ms, tokenisation included.\n"
-            f"Llama-shaped model of {result.num_parameters / 1e6:.1f}M parameters, trained for "
+            f"Llama-shaped model of {result.num_parameters / 1e6:.1f}M parameters, trained with BEAR for "
             f"{result.training_seconds:.0f} s on {result.num_training_users:,} users "
             f"(last epoch's loss {result.training_loss:.2f})."
         ),

@@ -12,8 +12,8 @@ import torch
 from transformers import TrainerCallback
 
 from gentrie import _validate
-from gentrie.evaluation import hit_rate, ndcg, resolve_lists
-from gentrie.generation import TrieLogitsProcessor
+from gentrie.evaluation import hit_rate, ndcg
+from gentrie.generation.beam_search import beam_search
 from gentrie.trie import TokenTrie
 
 Recommend = Callable[[Any, Sequence[Sequence[int]], int], npt.NDArray[np.int64]]
@@ -31,22 +31,22 @@ def beam_recommend(
     batch_size: int = 16,
     length_penalty: float = 0.0,
 ) -> npt.NDArray[np.int64]:
-    """The ``num_items`` best items behind each prompt by the model's own constrained beam search.
+    """The ``num_items`` best items behind each prompt by constrained beam search.
 
     Parameters
     ----------
     model
-        A decoder-only ``transformers`` model.
+        What :class:`gentrie.generation.TreeDecoder` serves.
     prompts
         Token ids, one list a user; the response is one item.
     num_items
         Items a user, and beams.
     trie
-        The catalog. Scores are over its valid tokens (``renormalize_logits=True``).
+        The catalog. Scores are over its valid tokens.
     pad_token_id
         Fills prompts up on the left.
     batch_size
-        Prompts in one call of ``generate``.
+        Prompts that are searched together.
     length_penalty
         As in ``generate``.
 
@@ -54,48 +54,25 @@ def beam_recommend(
     -------
     int64 [users, num_items], best first; where several items share a title, the smallest id; -1 where fewer were found.
     """
-    device, found = model.device, []
+    lists = np.full((len(prompts), num_items), -1, dtype=np.int64)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for start in range(0, len(order), batch_size):
-        rows = [list(prompts[row]) for row in order[start : start + batch_size]]
-        width = max(map(len, rows))
-        ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        output = model.generate(
-            input_ids=ids,
+        rows = order[start : start + batch_size]
+        width = max(len(prompts[row]) for row in rows)
+        lengths = torch.tensor([len(prompts[row]) for row in rows], device=model.device)
+        ids = torch.tensor([[pad_token_id] * (width - len(prompts[row])) + list(prompts[row]) for row in rows])
+        mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
+        found = beam_search(
+            model,
+            ids.to(model.device),
+            trie,
             attention_mask=mask,
-            do_sample=False,
-            num_beams=num_items,
-            num_return_sequences=num_items,
+            beam_width=num_items,
             length_penalty=length_penalty,
-            max_new_tokens=trie.max_depth,
-            logits_processor=[TrieLogitsProcessor(trie, prompt_length=width)],
-            renormalize_logits=True,
-            pad_token_id=pad_token_id,
-            eos_token_id=trie.end_token_id,
-            return_dict_in_generate=True,
-            output_scores=True,
         )
-        scores = output.sequences_scores.tolist()
-        for row in range(len(rows)):
-            here = range(row * num_items, (row + 1) * num_items)
-            written = [_up_to_end(output.sequences[i, width:].tolist(), trie) for i in here if scores[i] > -1e8]
-            found.append(written)
-    lists = resolve_lists(trie, found, num_items)
-    result = np.empty_like(lists)
-    result[order] = lists
-    return result
-
-
-def _up_to_end(tokens: list[int], trie: TokenTrie) -> list[int]:
-    """An item's tokens without the padding behind them."""
-    end = trie.end_token_id
-    if end is not None:
-        return tokens[: tokens.index(end) + 1] if end in tokens else tokens
-    states = trie.token_states(np.asarray(tokens, dtype=np.int64), start=0)
-    return [
-        token for token, state in zip(tokens, states.tolist(), strict=True) if state >= 0 and not trie.is_leaf(state)
-    ]
+        for row, items in zip(rows, found.item_ids, strict=True):
+            lists[row, : len(items)] = [int(same.min()) for same in items]
+    return lists
 
 
 class RecommendationCallback(TrainerCallback):
