@@ -91,3 +91,20 @@ def test_semantic_ids(names: dict[str, Any]) -> None:
     exec("import gentrie\n" + source, names)
     assert names["matcher"].num_accepted == 1
     assert set(names["trie"].items_below(names["matcher"].state)) & {3, 4}
+
+
+def test_filters_and_catalogs_that_change(names: dict[str, Any]) -> None:
+    codes = np.random.default_rng(0).integers(0, 4, (50, 4))
+    semantic_ids = {"token_ids": (0, 4), "vocab_size": 100}
+    names |= {
+        "trie": gentrie.TokenTrie.from_semantic_ids(codes, **semantic_ids),
+        "in_stock": np.arange(51) < 30,  # the new item is not
+        "adult_ids": [1, 2],
+        "seen_ids": [3],
+        "new_codes": np.concatenate([codes, codes[:1]]),
+        "semantic_ids": semantic_ids,
+    }
+    exec("import gentrie\n" + examples()[5].replace("**semantic_ids))", "**semantic_ids)).result()"), names)
+    assert set(names["allowed"].items_below(0)) == set(range(30)) - {1, 2, 3}
+    assert set(names["catalog"].current.filters["shop"].items_below(0)) == set(range(30)) - {1, 2, 17}
+    assert names["catalog"].current.trie.num_items == 51
