@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from _committed import committed_rows
 from _figures import HEADINGS, Figure, row
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,7 @@ from gentrie.bench.harness import circumstances, write_json
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
+WITH_TABLES_OF_THEIR_OWN = ("Table A2", "training on Office")
 SCRIPTS = (
     "lookup",
     "processor",
@@ -34,7 +36,10 @@ SCRIPTS = (
     "training_step",
     "text_with_items",
     "best_first",
+    "beam_search",
     "build",
+    "filters",
+    "live",
 )
 
 
@@ -46,31 +51,6 @@ def run(script: str, real: str | None) -> list[Figure]:
     if done.returncode:
         sys.exit(f"{script}.py failed:\n{done.stderr}")
     return [Figure(**json.loads(line)) for line in done.stdout.splitlines()]
-
-
-def committed_rows() -> list[tuple[Figure, str]]:
-    """What takes too long to measure anew, from the JSON in ``results``, which says on what machine."""
-    found = []
-    path = FOLDER / "results" / "compare_published.json"
-    if path.is_file():
-        for name, ratio in json.loads(path.read_text())["ratios"].items():
-            spread = ratio["ratio"]
-            figure = Figure(
-                f"our rewriting of the published approach over the original: {name}",
-                "times",
-                **{key: spread[key] for key in ("median", "low", "high")},
-                goal=1.2,
-            )
-            found.append((figure, "python benchmarks/compare_published.py"))
-    for path in sorted((FOLDER / "results").glob("table_a2*.json")):
-        for name, catalog in json.loads(path.read_text())["catalogs"].items():
-            for method, measured in catalog["methods"].items():
-                if method == "unconstrained":
-                    continue
-                percent = {key: 100 * measured["slowdown"][key] for key in ("median", "low", "high")}
-                figure = Figure(f"Table A2, {name}: {method}, slower than free by", "%", **percent)
-                found.append((figure, "gentrie bench table-a2"))
-    return found
 
 
 def markdown(rows: list[tuple[Figure, str]]) -> str:
@@ -119,7 +99,7 @@ def main() -> None:
         write_json(options.save, {"circumstances": where, "rows": entries})
     rows += committed_rows()
     if options.readme:
-        update_readme([(figure, command) for figure, command in rows if not figure.name.startswith("Table A2")], where)
+        update_readme([row for row in rows if not row[0].name.startswith(WITH_TABLES_OF_THEIR_OWN)], where)
     table = Table(*HEADINGS, "command")
     for figure, command in rows:
         table.add_row(*row(figure), command)

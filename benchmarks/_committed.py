@@ -1,0 +1,65 @@
+"""Figures that take too long to measure anew: from the JSON in ``results``, which says on what machine and commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from _figures import Figure
+
+RESULTS = Path(__file__).parent / "results"
+
+OFFICE = {
+    "hr@10 constrained": ("HR@10", ""),
+    "ndcg@10 constrained": ("NDCG@10", ""),
+    "pruning_rate@10": ("PruningRate@10", ""),
+    "ood@10 constrained": ("OOD@10", ""),
+    "ood@10 free": ("OOD@10, not constrained", ""),
+    "cpu_seconds_per_step": ("CPU time of a training step", "s"),
+    "peak_memory_bytes": ("peak memory", "MB"),
+}
+
+
+def committed_rows() -> list[tuple[Figure, str]]:
+    """Each figure and the command that measured it."""
+    return [*_published(), *_table_a2(), *_office()]
+
+
+def _read(name: str) -> Any:
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _of(name: str, unit: str, spread: dict[str, float], scale: float = 1.0, **rest: Any) -> Figure:
+    return Figure(name, unit, **{key: scale * spread[key] for key in ("median", "low", "high")}, **rest)
+
+
+def _published() -> Iterator[tuple[Figure, str]]:
+    found = _read("compare_published.json")
+    for name, ratio in found["ratios"].items() if found else ():
+        name = f"our rewriting of the published approach over the original: {name}"
+        yield _of(name, "times", ratio["ratio"], goal=1.2), "python benchmarks/compare_published.py"
+
+
+def _table_a2() -> Iterator[tuple[Figure, str]]:
+    for path in sorted(RESULTS.glob("table_a2*.json")):
+        for name, catalog in json.loads(path.read_text())["catalogs"].items():
+            for method, measured in catalog["methods"].items():
+                if method != "unconstrained":
+                    figure = _of(f"Table A2, {name}: {method}, slower than free by", "%", measured["slowdown"], 100)
+                    yield figure, "gentrie bench table-a2"
+
+
+def _office() -> Iterator[tuple[Figure, str]]:
+    found, command = _read("office_training.json"), "python benchmarks/office_training.py"
+    for method, figures in found["methods"].items() if found else ():
+        for key, (name, unit) in OFFICE.items():
+            scale = 1e-6 if unit == "MB" else 1.0
+            yield _of(f"training on Office, {method.upper()}: {name}", unit, figures[key], scale), command
+    if found:
+        minutes = Figure.exact("training on Office: all runs, on two cores", "min", found["cpu_minutes"] / 2, goal=40)
+        yield minutes, command
+        for name, seconds in found["seconds_per_step_on_4_prompts"].items():
+            yield Figure.exact(f"training on Office: a step of 4 prompts, {name}", "s", seconds), command
