@@ -11,6 +11,7 @@ from _figures import Figure
 
 RESULTS = Path(__file__).parent / "results"
 
+SCALING = "python benchmarks/scaling.py --max-items 100000000 --max-titles 1000000"
 OFFICE = {
     "hr@10 constrained": ("HR@10", ""),
     "ndcg@10 constrained": ("NDCG@10", ""),
@@ -24,7 +25,7 @@ OFFICE = {
 
 def committed_rows() -> list[tuple[Figure, str]]:
     """Each figure and the command that measured it."""
-    return [*_published(), *_table_a2(), *_office()]
+    return [*_published(), *_scaling(), *_table_a2(), *_office()]
 
 
 def _read(name: str) -> Any:
@@ -41,6 +42,20 @@ def _published() -> Iterator[tuple[Figure, str]]:
     for name, ratio in found["ratios"].items() if found else ():
         name = f"our rewriting of the published approach over the original: {name}"
         yield _of(name, "times", ratio["ratio"], goal=1.2), "python benchmarks/compare_published.py"
+
+
+def _scaling() -> Iterator[tuple[Figure, str]]:
+    """The smallest and the largest catalogs with goals: 10^5 ids, and 10^8 (5 x 10^7 of the longer ones)."""
+    found = _read("scaling.json")
+    points = [point for point in found["points"] if point["method"] == "gentrie"] if found else []
+    for point in points:
+        name = f"{point['items']:,} {point['catalog']}"
+        if point["items"] >= 50_000_000:
+            yield _of(f"{name}: build", "s", point["build_s"], goal=180), SCALING
+            yield _of(f"{name}: load unverified", "ms", point["load_ms"], goal=10), SCALING
+            yield _of(f"{name}: child lookup in C++", "ns", point["child_lookup_ns"], goal=400), SCALING
+        elif point["items"] == 100_000 and point["catalog"] != "titles":
+            yield _of(f"{name}: child lookup in C++", "ns", point["child_lookup_ns"], goal=100), SCALING
 
 
 def _table_a2() -> Iterator[tuple[Figure, str]]:
