@@ -14,8 +14,7 @@ from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
 from tree_models import logits_behind, tree_model
 
 from gentrie import TokenTrie
-from gentrie.generation import TrieLogitsProcessor
-from gentrie.generation.beam_search import beam_search
+from gentrie.generation import TrieLogitsProcessor, beam_search
 
 PROMPTS = [[30, 31, 32, 33], [34], [35, 36, 37]]
 TOLERANCE = 1e-4

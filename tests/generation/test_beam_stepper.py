@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_models import END, VOCAB_SIZE
 
 from gentrie import TokenTrie
-from gentrie.generation.beam_stepper import BeamItems, BeamRows, BeamStepper
+from gentrie.generation import BeamItems, BeamRows, BeamStepper
 
 
 class Engine:

@@ -10,8 +10,7 @@ from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
 from transformers import StoppingCriteria, StoppingCriteriaList, TemperatureLogitsWarper
 
 from gentrie import TokenTrie
-from gentrie.generation import TrieLogitsProcessor
-from gentrie.generation.custom_generate import TrieBeamOutput, trie_beam_search
+from gentrie.generation import TrieBeamOutput, TrieLogitsProcessor, trie_beam_search
 
 TITLES = [[a, b, c, 20, 21, 22][: 4 + a % 3] for a in range(4, 9) for b in range(9, 13) for c in range(13, 17)]
 TRIE = TokenTrie.from_sequences(TITLES, vocab_size=VOCAB_SIZE, end_token_id=END)
