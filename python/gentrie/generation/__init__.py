@@ -6,8 +6,9 @@ require("torch", extra="hf")
 require("transformers", extra="hf")
 
 from gentrie.generation.beam_results import BeamSearchResult, BeamStats  # noqa: E402
+from gentrie.generation.beam_rows import BeamItems, BeamRows, BeamStep  # noqa: E402
 from gentrie.generation.beam_search import beam_search  # noqa: E402
-from gentrie.generation.beam_stepper import BeamItems, BeamRows, BeamStep, BeamStepper  # noqa: E402
+from gentrie.generation.beam_stepper import BeamStepper  # noqa: E402
 from gentrie.generation.best_first_search import BestFirstResult, best_first_search  # noqa: E402
 from gentrie.generation.custom_generate import TrieBeamOutput, trie_beam_search  # noqa: E402
 from gentrie.generation.generate_with_items import TextWithItems, generate_with_items  # noqa: E402
