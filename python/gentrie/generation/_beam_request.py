@@ -40,7 +40,10 @@ class BeamRequest:
     def found(self) -> list[tuple[float, Beam]]:
         """Penalised scores and complete sequences, best first, each once."""
         best = sorted((entry for group in self._groups for entry in group.finished), key=lambda entry: -entry[0])
-        return list({beam.state: (score, beam) for score, beam in reversed(best)}.values())[::-1]
+        once: dict[int, tuple[float, Beam]] = {}
+        for score, beam in best:
+            once.setdefault(beam.state, (score, beam))
+        return list(once.values())
 
     def asking(self) -> list[list[Beam]]:
         """Beams whose next token needs scores that are not known, those with the same prefix together."""

@@ -17,7 +17,7 @@ from gentrie.item_filter import make_filters
 from gentrie.trie import TokenTrie
 
 # Rows of logits over the whole vocabulary that are held at a time.
-_HEAD_ROWS = 64
+_HEAD_ROWS = 256
 
 
 def beam_search(
@@ -101,7 +101,8 @@ def beam_search(
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature} is outside (0, inf)")
     filters = make_filters(trie, item_filter)
-    own, ahead = _rows("item_scores", stepper, item_scores), _rows("lookahead_scores", stepper, lookahead_scores)
+    own = _rows("item_scores", stepper, item_scores, lowest=0.0)
+    ahead = _rows("lookahead_scores", stepper, lookahead_scores, lowest=-np.inf)
     decoder = TreeDecoder(model, input_ids, attention_mask, inputs_embeds=inputs_embeds)
     prompts = len(decoder.prompt_slots)
     if len(filters) not in (1, prompts):
@@ -137,9 +138,9 @@ def beam_search(
     )
 
 
-def _rows(name: str, stepper: BeamStepper, scores: Any) -> Any:
+def _rows(name: str, stepper: BeamStepper, scores: Any, *, lowest: float) -> Any:
     """Scores [prompts, items], checked; None where there are none."""
-    return None if scores is None else stepper._leaves.check(name, scores, axes="[prompts, items]")
+    return None if scores is None else stepper._leaves.check(name, scores, axes="[prompts, items]", lowest=lowest)
 
 
 class _Search:
@@ -200,7 +201,8 @@ class _Search:
         for part in torch.split(hidden, _HEAD_ROWS):
             whole = self._tempered(self._decoder.logits(part))
             logits.append(whole[:, self._tokens])
-            normalizers.append(whole.logsumexp(-1))
+            highest = whole.amax(-1, keepdim=True)  # logsumexp in place: it would copy the rows
+            normalizers.append(whole.sub_(highest).exp_().sum(-1).log_().add_(highest[:, 0]))
         return torch.cat(logits), torch.cat(normalizers)
 
     def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
