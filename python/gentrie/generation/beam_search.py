@@ -27,6 +27,8 @@ def beam_search(
     *,
     attention_mask: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
+    encoder_outputs: torch.Tensor | None = None,
+    decoder_start_token_id: int | None = None,
     beam_width: int = 10,
     num_return_sequences: int | None = None,
     scope: Literal["trie", "vocab"] = "trie",
@@ -40,6 +42,7 @@ def beam_search(
     lookahead_scores: Any = None,
     max_length: int | None = None,
     temperature: float = 1.0,
+    synced_gpus: bool = False,
 ) -> BeamSearchResult:
     """The beam search of ``generate`` with :class:`TrieLogitsProcessor`, where forced tokens cost next to nothing.
 
@@ -51,7 +54,7 @@ def beam_search(
     ----------
     model
         What :class:`TreeDecoder` serves.
-    input_ids, attention_mask, inputs_embeds
+    input_ids, attention_mask, inputs_embeds, encoder_outputs, decoder_start_token_id
         Prompts [P, T], as for :class:`TreeDecoder`.
     trie
         The catalog.
@@ -78,6 +81,9 @@ def beam_search(
         Tokens of an item at most; the catalog's longest by default.
     temperature
         Logits are divided by it.
+    synced_gpus
+        For models whose weights are spread over ranks (FSDP, DeepSpeed ZeRO-3), each of which searches for prompts of
+        its own: the whole model is called, and equally often on each rank, until all are done.
 
     Raises
     ------
@@ -103,7 +109,17 @@ def beam_search(
     filters = make_filters(trie, item_filter)
     own = _rows("item_scores", stepper, item_scores, lowest=0.0)
     ahead = _rows("lookahead_scores", stepper, lookahead_scores, lowest=-np.inf)
-    decoder = TreeDecoder(model, input_ids, attention_mask, inputs_embeds=inputs_embeds)
+    if synced_gpus and not torch.distributed.is_initialized():
+        raise ValueError("synced_gpus=True: torch.distributed is not initialised")
+    decoder = TreeDecoder(
+        model,
+        input_ids,
+        attention_mask,
+        inputs_embeds=inputs_embeds,
+        encoder_outputs=encoder_outputs,
+        decoder_start_token_id=decoder_start_token_id,
+        whole_model=synced_gpus,
+    )
     prompts = len(decoder.prompt_slots)
     if len(filters) not in (1, prompts):
         raise ValueError(f"item_filter has {len(filters)} entries for {prompts} prompts")
@@ -118,7 +134,7 @@ def beam_search(
             alpha=alpha,
             lookahead_scores=None if ahead is None else ahead[prompt],
         )
-    search = _Search(decoder, trie, stepper, scope, temperature)
+    search = _Search(decoder, trie, stepper, scope, temperature, synced_gpus)
     search.run()
     found = [stepper.pop_result(prompt, wanted) for prompt in range(prompts)]
     calls = decoder.stats
@@ -147,9 +163,16 @@ class _Search:
     """Drives a stepper with a decoder."""
 
     def __init__(
-        self, decoder: TreeDecoder, trie: TokenTrie, stepper: BeamStepper, scope: str, temperature: float
+        self,
+        decoder: TreeDecoder,
+        trie: TokenTrie,
+        stepper: BeamStepper,
+        scope: str,
+        temperature: float,
+        synced: bool,
     ) -> None:
         self._decoder = decoder
+        self._synced = synced
         self._stepper = stepper
         self._scope = scope
         self._temperature = temperature
@@ -158,12 +181,31 @@ class _Search:
         self.num_rows = 0
 
     def run(self) -> None:
-        """Until every request is done."""
-        while len(rows := self._stepper.rows()):
+        """Until every request is done, on every rank."""
+        while True:
+            rows = self._stepper.rows()
+            if not len(rows) or len(rows.tokens):  # otherwise all is known from the prompts' ends, without a call
+                if not self._any_rank(len(rows) > 0):
+                    return
+                if not len(rows):
+                    self._call_for_others()
+                    continue
             logits, normalizers = self._scores(self._hidden(rows))
             self.num_rows += len(logits)
             self._stepper.step(logits, normalizers=normalizers)
             self._forget()
+
+    def _any_rank(self, busy: bool) -> bool:
+        if not self._synced:
+            return busy
+        flag = torch.tensor(float(busy), device=self._decoder.device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag.item())
+
+    def _call_for_others(self) -> None:
+        """A call of the model whose result nobody needs."""
+        self._decoder.extend(self._decoder.prompt_slots[:1], self._tokens[:1])
+        self._decoder.keep([])
 
     def _hidden(self, rows: BeamRows) -> torch.Tensor:
         """[logits asked for, D]"""
