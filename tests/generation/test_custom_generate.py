@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from catalog_strategies import catalogs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
 from transformers import StoppingCriteria, StoppingCriteriaList, TemperatureLogitsWarper
 
@@ -65,6 +68,55 @@ def test_the_rows_of_generate(renormalize: bool, arguments: dict[str, Any]) -> N
         torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)
     assert found.items.num_found.tolist() == [arguments.get("num_return_sequences", 3)] * 3
     assert found.items.stats.rows < 3 * arguments.get("num_beams", 4) * TRIE.max_depth
+
+
+@given(
+    rows=catalogs(max_items=15),
+    kind=st.sampled_from(["llama", "gpt2", "t5"]),
+    beams=st.sampled_from([1, 1, 2, 5, 18]),
+    renormalize=st.booleans(),
+    length_penalty=st.sampled_from([0.0, 1.0, 2.0, -1.0]),
+    early_stopping=st.sampled_from([False, "never"]),
+)
+@settings(max_examples=30)
+def test_any_catalog_and_number_of_beams(
+    rows: list[list[int]],
+    kind: str,
+    beams: int,
+    renormalize: bool,
+    length_penalty: float,
+    early_stopping: Any,
+) -> None:
+    trie = TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
+    start = 1 if kind == "t5" else IDS.shape[1]
+    arguments: dict[str, Any] = {
+        "num_beams": beams,
+        "num_return_sequences": beams,
+        "renormalize_logits": renormalize,
+        "max_new_tokens": trie.max_depth,
+        "return_dict_in_generate": True,
+    }
+    if beams > 1:
+        arguments |= {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    processor = TrieLogitsProcessor(trie, prompt_length=start)
+    expected = generate(kind=kind, logits_processor=[processor], output_scores=True, **arguments)
+    found = generate(kind=kind, custom_generate=trie_beam_search, trie=trie, **arguments)
+    written = [item_of(row[start:].tolist(), trie) for row in found.sequences]
+    if beams == 1:
+        assert written == [item_of(row[start:].tolist(), trie) for row in expected.sequences]
+        return
+    theirs, own = expected.sequences_scores.view(3, beams), found.sequences_scores.view(3, beams)
+    for prompt in range(3):
+        real = int(found.items.num_found[prompt])
+        torch.testing.assert_close(own[prompt, :real], theirs[prompt, :real], rtol=1e-4, atol=1e-4)
+        assert (theirs[prompt, real:] < -1e6).all()  # what only fills up
+        assert torch.isinf(own[prompt, real:]).all()
+        assert all(written[prompt * beams : prompt * beams + real])
+
+
+def item_of(row: list[int], trie: TokenTrie) -> list[int]:
+    """Items of a row up to its end token; none where it only fills up."""
+    return trie.resolve(row[: row.index(END) + 1]).tolist() if END in row else []
 
 
 def test_prompts_as_embeddings_and_folded_temperature() -> None:
