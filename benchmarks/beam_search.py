@@ -18,8 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gentrie import TokenTrie
 from gentrie.bench.catalogs import tokenised_catalogs
 from gentrie.bench.harness import Spread, compare
-from gentrie.generation import TrieLogitsProcessor
-from gentrie.generation.beam_search import BeamSearchResult, beam_search
+from gentrie.generation import BeamSearchResult, TrieLogitsProcessor, beam_search
 
 BATCH, PROMPT, BEAMS = 4, 200, 10
 END = 2

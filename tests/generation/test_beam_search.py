@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ import torch
 from catalog_strategies import catalogs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
+from tiny_models import END, FIRST_TOKEN, PAD, VOCAB_SIZE, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM
 from tree_models import logits_behind, tree_model
 
 from gentrie import TokenTrie
-from gentrie.generation import TrieLogitsProcessor
-from gentrie.generation.beam_search import beam_search
+from gentrie.generation import TrieLogitsProcessor, beam_search
 
 PROMPTS = [[30, 31, 32, 33], [34], [35, 36, 37]]
 TOLERANCE = 1e-4
@@ -90,7 +91,7 @@ def same(result: Any, number: int, expected: Scored) -> None:
     scope=st.sampled_from(["trie", "vocab"]),
     length_penalty=st.sampled_from([0.0, 1.0, 2.0, -0.5]),
     early_stopping=st.sampled_from([False, "never"]),
-    with_filter=st.booleans(),
+    filters=st.sampled_from(["none", "one", "each"]),
 )
 @settings(max_examples=60)
 def test_items_order_and_scores_of_generate(
@@ -100,14 +101,18 @@ def test_items_order_and_scores_of_generate(
     scope: Any,
     length_penalty: float,
     early_stopping: Any,
-    with_filter: bool,
+    filters: str,
 ) -> None:
     trie = TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
     ids, mask = padded(PROMPTS)
     arguments: dict[str, Any] = {
         "length_penalty": length_penalty,
         "early_stopping": early_stopping,
-        "item_filter": list(range(0, len(rows), 2)) if with_filter else None,
+        "item_filter": {
+            "none": None,
+            "one": list(range(0, len(rows), 2)),
+            "each": [list(range(first % len(rows), len(rows), first + 1)) for first in range(len(PROMPTS))],
+        }[filters],
     }
     model = tree_model(kind)
     result = beam_search(model, ids, trie, attention_mask=mask, beam_width=width, scope=scope, **arguments)
@@ -211,3 +216,56 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
     ids, mask = padded(PROMPTS)
     with pytest.raises(ValueError, match=message):
         beam_search(tiny_model("llama"), ids, trie, attention_mask=mask, **arguments)
+
+
+def llama_with_large_keys() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        head_dim=64,
+        max_position_embeddings=512,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that tensors held at a time while something ran, of what was allocated by it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    kineto: Any = profile.profiler
+    changes = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return int(np.cumsum([event.nbytes() for event in changes]).max())
+
+
+def test_keys_and_values_of_a_prompt_are_held_once() -> None:
+    trie = TokenTrie.from_sequences(TITLES, vocab_size=VOCAB_SIZE, end_token_id=END)
+    model: Any = llama_with_large_keys()
+    ids = torch.randint(FIRST_TOKEN, VOCAB_SIZE, (2, 400), generator=torch.Generator().manual_seed(0))
+    whole = 2 * 4 * 4 * 64 * 400 * 2 * 4  # keys and values, layers, heads, head size, tokens, prompts, float32
+
+    def ours(width: int) -> int:
+        return peak_bytes(lambda: beam_search(model, ids, trie, beam_width=width))
+
+    def theirs(width: int) -> int:
+        return peak_bytes(
+            lambda: model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                logits_processor=[TrieLogitsProcessor(trie, prompt_length=400)],
+                num_beams=width,
+                max_new_tokens=trie.max_depth,
+            )
+        )
+
+    ours(2)  # what is made once
+    assert whole <= ours(16) < 3 * whole
+    assert ours(16) - ours(2) < whole / 2
+    assert theirs(16) > 16 * whole  # the measure sees what it should

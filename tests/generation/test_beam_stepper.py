@@ -8,60 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from beam_reference import Engine, complete, lock_step, scores
 from catalog_strategies import catalogs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import END, VOCAB_SIZE
 
 from gentrie import TokenTrie
-from gentrie.generation.beam_stepper import BeamItems, BeamRows, BeamStepper
-
-
-class Engine:
-    """Logits that depend on request and path; a path is known by the handle of its last row alone."""
-
-    def __init__(self) -> None:
-        self.paths: dict[int, list[int]] = {}
-
-    def logits(self, rows: BeamRows) -> torch.Tensor:
-        found = []
-        for at in range(len(rows)):
-            fed = rows.tokens[rows.indptr[at] : rows.indptr[at + 1]].tolist()
-            parent = int(rows.parents[at])
-            path = [*([] if parent < 0 else self.paths[parent]), *fed]
-            self.paths[int(rows.handles[at])] = path
-            count = int(rows.logit_counts[at])
-            found += [
-                scores(int(rows.requests[at]), path[: length + 1]) for length in range(len(path) - count, len(path))
-            ]
-        return torch.stack(found)
-
-    def forget(self, used: list[int]) -> None:
-        self.paths = {handle: self.paths[handle] for handle in used}
-
-
-def scores(request: int, path: list[int]) -> torch.Tensor:
-    seed = np.random.SeedSequence([request % 7, *path]).generate_state(1)[0]
-    return 2 * torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(int(seed)))
-
-
-def lock_step(trie: TokenTrie, request: int, width: int, scope: str, penalty: float) -> list[tuple[float, list[int]]]:
-    """Beam search as one would write it, every beam scored at every token."""
-    beams, finished = [(0.0, list[int]())], list[tuple[float, list[int]]]()
-    for length in range(1, trie.max_depth + 1):
-        grown = []
-        for score, path in beams:
-            valid = trie.next_tokens(trie.walk(path)).tolist()
-            logits = scores(request, path).double()
-            whole = logits if scope == "vocab" else logits[valid]
-            grown += [(score + float(logits[token] - whole.logsumexp(-1)), [*path, token]) for token in valid]
-        best = sorted(grown, reverse=True)[: 2 * width]
-        finished += [(score / length**penalty, path) for score, path in best[:width] if path[-1] == END]
-        finished = sorted(finished, reverse=True)[:width]
-        beams = [entry for entry in best if entry[1][-1] != END][:width]
-        if not beams or (len(finished) == width and beams[0][0] / length**penalty <= finished[-1][0]):
-            break
-    return finished
+from gentrie.generation import BeamItems, BeamStepper
 
 
 @given(rows=catalogs(max_items=20), seed=st.integers(0, 1000), narrow=st.booleans())
@@ -113,9 +67,15 @@ def test_requests_that_join_and_leave_at_random(rows: list[list[int]], seed: int
     assert found.keys() | left == set(range(8))
     for request, items in found.items():
         chosen = settings_of[request]
-        expected = lock_step(trie, request, chosen["beam_width"], chosen["scope"], chosen["length_penalty"])
+        expected = lock_step(
+            complete(trie),
+            lambda path, request=request: scores(request, path),
+            chosen["beam_width"],
+            chosen["scope"],
+            chosen["length_penalty"],
+        )
         np.testing.assert_allclose(items.scores, [score for score, _ in expected], rtol=1e-5, atol=1e-5)
-        assert items.sequences == [path for _, path in expected]
+        assert [tuple(sequence) for sequence in items.sequences] == [path for _, path in expected]
 
 
 def test_rows_are_asked_for_branches_alone() -> None:

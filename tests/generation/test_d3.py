@@ -17,27 +17,38 @@ from tree_models import logits_behind, tree_model
 
 from gentrie import TokenTrie
 from gentrie.generation import best_first_search
-from gentrie.generation.item_scores import ItemScores, LeafSums
+from gentrie.generation.item_scores import ItemScores
 
 PROMPT = [33, 34]
 
 
-@given(
-    st.integers(1, 9000), st.integers(0, 2**32 - 1), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=9)
-)
-@settings(max_examples=30)
-def test_sums_of_ranges_at_spreads_of_40_nats(size: int, seed: int, ranges: list[tuple[float, float]]) -> None:
-    values = np.exp(np.random.default_rng(seed).uniform(-20, 20, size))
-    sums = LeafSums(values)
-    for one, other in ranges:
-        begin, end = sorted((round(one * size), round(other * size)))
-        exact = float(sum(map(Fraction, values[begin:end].tolist())))
-        assert sums.sum(begin, end) == pytest.approx(exact, rel=1e-12, abs=0)
+@given(size=st.integers(2, 3000), seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([1.0, 20.0]))
+@settings(max_examples=15)
+def test_shares_at_spreads_of_40_nats(size: int, seed: int, spread: float) -> None:
+    """Below 50 first tokens, each with its own second one; sums as fractions."""
+    draw = np.random.default_rng(seed)
+    values = np.exp(draw.uniform(-spread, spread, size))
+    rows = [[int(first), 50 + item] for item, first in enumerate(draw.integers(0, 50, size))]
+    trie = TokenTrie.from_sequences(rows, vocab_size=50 + size)
+    if trie.next_tokens(0).size == 1:
+        return
+    shares, leaves = ItemScores(trie, values[None]).log_shares(0, 0, 0, trie.next_tokens(0))
+    below: dict[int, Fraction] = {}
+    for (first, _), value in zip(rows, values.tolist(), strict=True):
+        below[first] = below.get(first, Fraction(0)) + Fraction(value)
+    total = sum(below.values())
+    assert sorted(below) == trie.next_tokens(0).tolist()
+    np.testing.assert_allclose(np.exp(shares), [float(below[first] / total) for first in sorted(below)], rtol=1e-11)
+    counts = [sum(row[0] < first for row in rows) for first in sorted(below)]
+    assert leaves.tolist() == counts
 
 
-def test_a_small_range_behind_a_huge_one_keeps_its_sum() -> None:
+def test_a_small_range_behind_a_huge_one_keeps_its_share() -> None:
     values = np.concatenate([np.full(5000, math.exp(20)), np.full(200, math.exp(-20)), np.full(5000, math.exp(20))])
-    assert LeafSums(values).sum(5000, 5200) == pytest.approx(200 * math.exp(-20), rel=1e-12)
+    rows = [[(item >= 5000) + (item >= 5200), 3 + item] for item in range(len(values))]
+    trie = TokenTrie.from_sequences(rows, vocab_size=3 + len(values))
+    shares, _ = ItemScores(trie, values[None]).log_shares(0, 0, 0, trie.next_tokens(0))
+    assert shares[1] == pytest.approx(math.log(200 * math.exp(-20) / (10000 * math.exp(20))), abs=1e-11)
 
 
 def expected(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
 
 from gentrie import TokenTrie, datasets, presets
-from gentrie.generation import TrieLogitsProcessor, add_item_tokens, generate_with_items
+from gentrie.generation import TrieLogitsProcessor, add_item_tokens, generate_with_items, trie_beam_search
 
 CATALOG = datasets.load("steam", num_items=40)
 
@@ -20,25 +22,36 @@ def model_of(size: int) -> transformers.PreTrainedModel:
     return transformers.LlamaForCausalLM(config).eval()
 
 
+def trimmed(row: torch.Tensor, prompt: torch.Tensor, tokenizer: Any) -> list[int]:
+    """What was written, end token included."""
+    written = row[prompt.shape[1] :].tolist()
+    return written[: written.index(tokenizer.eos_token_id) + 1]
+
+
 @pytest.mark.parametrize("name", ["bear", "msl", "d3"])
 def test_titles_and_search_go_together(name: str) -> None:
     preset = getattr(presets, name)
     tokenizer = CATALOG.train_tokenizer(500)
     trie = TokenTrie.from_titles(CATALOG.titles, tokenizer, end_token_id=tokenizer.eos_token_id, **preset.titles)
     prompt = torch.tensor([tokenizer("A game\n" + preset.context, add_special_tokens=False)["input_ids"]])
-    output = model_of(len(tokenizer)).generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        logits_processor=[TrieLogitsProcessor(trie, prompt_length=prompt.shape[1])],
-        max_new_tokens=trie.max_depth,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    arguments = {
+        "attention_mask": torch.ones_like(prompt),
+        "max_new_tokens": trie.max_depth,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
         **preset.search,
-    )
+    }
+    model = model_of(len(tokenizer))
+    processor = TrieLogitsProcessor(trie, prompt_length=prompt.shape[1])
+    output = model.generate(prompt, logits_processor=[processor], **arguments)
+    searched = model.generate(prompt, custom_generate=trie_beam_search, trie=trie, **arguments)
+    assert [trie.resolve(trimmed(row, prompt, tokenizer)).tolist() for row in searched] == [
+        trie.resolve(trimmed(row, prompt, tokenizer)).tolist() for row in output
+    ]
     assert output.shape[0] == preset.num_beams
     found = set()
-    for row in output[:, prompt.shape[1] :].tolist():
-        items = trie.resolve(row[: row.index(tokenizer.eos_token_id) + 1])
+    for row in output:
+        items = trie.resolve(trimmed(row, prompt, tokenizer))
         assert items.size
         found |= set(items.tolist())
     assert len(found) >= preset.num_beams

@@ -5,7 +5,12 @@ from gentrie._optional import require
 require("torch", extra="hf")
 require("transformers", extra="hf")
 
+from gentrie.generation.beam_results import BeamSearchResult, BeamStats  # noqa: E402
+from gentrie.generation.beam_rows import BeamItems, BeamRows, BeamStep  # noqa: E402
+from gentrie.generation.beam_search import beam_search  # noqa: E402
+from gentrie.generation.beam_stepper import BeamStepper  # noqa: E402
 from gentrie.generation.best_first_search import BestFirstResult, best_first_search  # noqa: E402
+from gentrie.generation.custom_generate import TrieBeamOutput, trie_beam_search  # noqa: E402
 from gentrie.generation.generate_with_items import TextWithItems, generate_with_items  # noqa: E402
 from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: E402
 from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
@@ -15,6 +20,12 @@ from gentrie.generation.response_template import ResponseTemplate  # noqa: E402
 from gentrie.generation.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
 
 __all__ = [
+    "BeamItems",
+    "BeamRows",
+    "BeamSearchResult",
+    "BeamStats",
+    "BeamStep",
+    "BeamStepper",
     "BestFirstResult",
     "ItemSamples",
     "Recommendation",
@@ -22,10 +33,13 @@ __all__ = [
     "TextWithItems",
     "TreeDecoder",
     "TreeStats",
+    "TrieBeamOutput",
     "TrieLogitsProcessor",
     "add_item_tokens",
+    "beam_search",
     "best_first_search",
     "generate_with_items",
     "recommend",
     "sample_items",
+    "trie_beam_search",
 ]

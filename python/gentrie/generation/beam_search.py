@@ -9,14 +9,15 @@ import torch
 
 from gentrie import _validate
 from gentrie.generation.beam_results import BeamSearchResult, BeamStats
-from gentrie.generation.beam_stepper import BeamRows, BeamStepper
+from gentrie.generation.beam_rows import BeamRows
+from gentrie.generation.beam_stepper import BeamStepper
 from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.generation.tree_slots import Int64Array
 from gentrie.item_filter import make_filters
 from gentrie.trie import TokenTrie
 
 # Rows of logits over the whole vocabulary that are held at a time.
-_HEAD_ROWS = 64
+_HEAD_ROWS = 256
 
 
 def beam_search(
@@ -26,14 +27,22 @@ def beam_search(
     *,
     attention_mask: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
+    encoder_outputs: torch.Tensor | None = None,
+    decoder_start_token_id: int | None = None,
     beam_width: int = 10,
     num_return_sequences: int | None = None,
     scope: Literal["trie", "vocab"] = "trie",
-    length_penalty: float = 1.0,
+    length_penalty: float | None = None,
     early_stopping: bool | Literal["never"] = False,
+    num_beam_groups: int = 1,
+    diversity_penalty: float = 0.0,
     item_filter: Any = None,
+    item_scores: Any = None,
+    alpha: float | None = None,
+    lookahead_scores: Any = None,
     max_length: int | None = None,
     temperature: float = 1.0,
+    synced_gpus: bool = False,
 ) -> BeamSearchResult:
     """The beam search of ``generate`` with :class:`TrieLogitsProcessor`, where forced tokens cost next to nothing.
 
@@ -45,7 +54,7 @@ def beam_search(
     ----------
     model
         What :class:`TreeDecoder` serves.
-    input_ids, attention_mask, inputs_embeds
+    input_ids, attention_mask, inputs_embeds, encoder_outputs, decoder_start_token_id
         Prompts [P, T], as for :class:`TreeDecoder`.
     trie
         The catalog.
@@ -57,39 +66,75 @@ def beam_search(
         ``"trie"``: softmax over the valid tokens (``renormalize_logits=True``); ``"vocab"``: over the whole vocabulary
         (the default of ``generate``), forced tokens cost log-probability.
     length_penalty, early_stopping
-        As in ``generate``.
+        As in ``generate``. The length penalty is 1 by default, and 0 where items have scores of their own.
+    num_beam_groups, diversity_penalty
+        Diverse beam search (Vijayakumar et al. 2016), see :meth:`BeamStepper.add_request`.
     item_filter
         Items that may be given, as in :class:`TrieLogitsProcessor`; also one a prompt.
+    item_scores, alpha
+        D3 (EMNLP 2024): real numbers [P, items], not negative, column i for item id i, and a weight in [0, 1]. A token
+        scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed tokens.
+    lookahead_scores
+        PAG (SIGIR 2024, arXiv 2404.14600): real numbers [P, items], such as the scores of simultaneous decoding. A
+        prefix scores ``log p(prefix) + max(score(item) for allowed items below prefix)``.
     max_length
         Tokens of an item at most; the catalog's longest by default.
     temperature
         Logits are divided by it.
+    synced_gpus
+        For models whose weights are spread over ranks (FSDP, DeepSpeed ZeRO-3), each of which searches for prompts of
+        its own: the whole model is called, and equally often on each rank, until all are done.
 
     Raises
     ------
     ValueError, TypeError
         For values out of range, and what :class:`TreeDecoder` and filters refuse.
     """
+    outside = item_scores is not None or lookahead_scores is not None
+    penalty = (0.0 if outside else 1.0) if length_penalty is None else length_penalty
     stepper = BeamStepper(
         trie,
         beam_width=beam_width,
         scope=scope,
-        length_penalty=length_penalty,
+        length_penalty=penalty,
         early_stopping=early_stopping,
         max_length=max_length,
+        num_beam_groups=num_beam_groups,
+        diversity_penalty=diversity_penalty,
     )
     wanted = beam_width if num_return_sequences is None else num_return_sequences
     wanted = _validate.integer("num_return_sequences", wanted, 1, beam_width)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature} is outside (0, inf)")
     filters = make_filters(trie, item_filter)
-    decoder = TreeDecoder(model, input_ids, attention_mask, inputs_embeds=inputs_embeds)
+    own = _rows("item_scores", stepper, item_scores, lowest=0.0)
+    ahead = _rows("lookahead_scores", stepper, lookahead_scores, lowest=-np.inf)
+    if synced_gpus and not torch.distributed.is_initialized():
+        raise ValueError("synced_gpus=True: torch.distributed is not initialised")
+    decoder = TreeDecoder(
+        model,
+        input_ids,
+        attention_mask,
+        inputs_embeds=inputs_embeds,
+        encoder_outputs=encoder_outputs,
+        decoder_start_token_id=decoder_start_token_id,
+        whole_model=synced_gpus,
+    )
     prompts = len(decoder.prompt_slots)
     if len(filters) not in (1, prompts):
         raise ValueError(f"item_filter has {len(filters)} entries for {prompts} prompts")
+    for name, rows in (("item_scores", own), ("lookahead_scores", ahead)):
+        if rows is not None and len(rows) != prompts:
+            raise ValueError(f"{name} has {len(rows)} rows for {prompts} prompts")
     for prompt in range(prompts):
-        stepper.add_request(prompt, item_filter=filters[prompt if len(filters) > 1 else 0])
-    search = _Search(decoder, trie, stepper, scope, temperature)
+        stepper.add_request(
+            prompt,
+            item_filter=filters[prompt if len(filters) > 1 else 0],
+            item_scores=None if own is None else own[prompt],
+            alpha=alpha,
+            lookahead_scores=None if ahead is None else ahead[prompt],
+        )
+    search = _Search(decoder, trie, stepper, scope, temperature, synced_gpus)
     search.run()
     found = [stepper.pop_result(prompt, wanted) for prompt in range(prompts)]
     calls = decoder.stats
@@ -109,13 +154,25 @@ def beam_search(
     )
 
 
+def _rows(name: str, stepper: BeamStepper, scores: Any, *, lowest: float) -> Any:
+    """Scores [prompts, items], checked; None where there are none."""
+    return None if scores is None else stepper._leaves.check(name, scores, axes="[prompts, items]", lowest=lowest)
+
+
 class _Search:
     """Drives a stepper with a decoder."""
 
     def __init__(
-        self, decoder: TreeDecoder, trie: TokenTrie, stepper: BeamStepper, scope: str, temperature: float
+        self,
+        decoder: TreeDecoder,
+        trie: TokenTrie,
+        stepper: BeamStepper,
+        scope: str,
+        temperature: float,
+        synced: bool,
     ) -> None:
         self._decoder = decoder
+        self._synced = synced
         self._stepper = stepper
         self._scope = scope
         self._temperature = temperature
@@ -124,12 +181,31 @@ class _Search:
         self.num_rows = 0
 
     def run(self) -> None:
-        """Until every request is done."""
-        while len(rows := self._stepper.rows()):
+        """Until every request is done, on every rank."""
+        while True:
+            rows = self._stepper.rows()
+            if not len(rows) or len(rows.tokens):  # otherwise all is known from the prompts' ends, without a call
+                if not self._any_rank(len(rows) > 0):
+                    return
+                if not len(rows):
+                    self._call_for_others()
+                    continue
             logits, normalizers = self._scores(self._hidden(rows))
             self.num_rows += len(logits)
             self._stepper.step(logits, normalizers=normalizers)
             self._forget()
+
+    def _any_rank(self, busy: bool) -> bool:
+        if not self._synced:
+            return busy
+        flag = torch.tensor(float(busy), device=self._decoder.device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag.item())
+
+    def _call_for_others(self) -> None:
+        """A call of the model whose result nobody needs."""
+        self._decoder.extend(self._decoder.prompt_slots[:1], self._tokens[:1])
+        self._decoder.keep([])
 
     def _hidden(self, rows: BeamRows) -> torch.Tensor:
         """[logits asked for, D]"""
@@ -162,13 +238,18 @@ class _Search:
     def _scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits of the catalog's tokens, and what normalises them over the whole vocabulary where that is wanted."""
         if self._scope == "trie":
-            return self._decoder.logits(hidden, self._tokens).float() / self._temperature, None
+            return self._tempered(self._decoder.logits(hidden, self._tokens)), None
         logits, normalizers = [], []
         for part in torch.split(hidden, _HEAD_ROWS):
-            whole = self._decoder.logits(part).float() / self._temperature
+            whole = self._tempered(self._decoder.logits(part))
             logits.append(whole[:, self._tokens])
-            normalizers.append(whole.logsumexp(-1))
+            highest = whole.amax(-1, keepdim=True)  # logsumexp in place: it would copy the rows
+            normalizers.append(whole.sub_(highest).exp_().sum(-1).log_().add_(highest[:, 0]))
         return torch.cat(logits), torch.cat(normalizers)
+
+    def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        return logits if self._temperature == 1.0 else logits / self._temperature
 
     def _forget(self) -> None:
         used = self._stepper.handles_in_use().tolist()

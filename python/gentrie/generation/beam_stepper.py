@@ -2,102 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from gentrie import _core, _validate
-from gentrie.generation._beam_request import PROMPT, Beam, BeamRequest, BeamRules
+from gentrie.generation._beam import PROMPT, Beam, make_rules
+from gentrie.generation._beam_request import BeamRequest
+from gentrie.generation._beam_scores import AskedRow, log_probabilities
+from gentrie.generation.beam_rows import BeamItems, BeamRows, BeamStep, Int64Array
+from gentrie.generation.item_scores import CatalogLeaves, ItemScores
+from gentrie.generation.item_terms import ItemTerm, LookaheadTerm, ShareTerm
 from gentrie.item_filter import make_filter
 from gentrie.matcher import make_constraint
 from gentrie.trie import TokenTrie
-
-Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
-
-MAX_BEAM_WIDTH = 512
-
-
-@dataclass(frozen=True)
-class BeamRows:
-    """What the model has to be asked next, N rows.
-
-    Attributes
-    ----------
-    handles
-        int64 [N], names of the rows, by which later rows refer to them; never used twice.
-    requests
-        int64 [N], the request of each.
-    parents
-        int64 [N], handle of the row it continues; -1: the request's prompt.
-    states
-        int64 [N], state of the trie where the row's next token is chosen, forced tokens fed with it left out.
-    tokens, indptr
-        int64 [T] and [N + 1]: row i feeds ``tokens[indptr[i]:indptr[i + 1]]`` behind its parent; none stands for the
-        prompt's end itself.
-    logit_counts
-        int64 [N], how many rows of logits :meth:`BeamStepper.step` wants of each: those behind its last tokens. 1 under
-        ``scope="trie"``; under ``"vocab"`` one behind each token, or 1 at the prompt's end.
-    """
-
-    handles: Int64Array
-    requests: Int64Array
-    parents: Int64Array
-    states: Int64Array
-    tokens: Int64Array
-    indptr: Int64Array
-    logit_counts: Int64Array
-
-    def __len__(self) -> int:
-        return len(self.handles)
-
-
-@dataclass(frozen=True)
-class BeamStep:
-    """What became of the rows: the live beams of every request that was stepped.
-
-    Attributes
-    ----------
-    requests, parents, tokens, states
-        int64 [N], for each live beam its request, the handle of the row it continues (-1: the prompt), the token chosen
-        there (-1: none, the beam is where that row ends) and its state.
-    forced
-        For each, the tokens that follow the chosen one without a choice so far.
-    finished
-        Requests that are done; :meth:`BeamStepper.pop_result` gives what they found.
-    """
-
-    requests: Int64Array
-    parents: Int64Array
-    tokens: Int64Array
-    states: Int64Array
-    forced: list[list[int]]
-    finished: list[int]
-
-
-@dataclass(frozen=True)
-class BeamItems:
-    """The complete sequences that one request found, best first.
-
-    Attributes
-    ----------
-    sequences
-        Token ids of each.
-    scores
-        float64 [found]: log-probability over ``length ** length_penalty``.
-    token_scores
-        For each float64 [tokens], log-probabilities.
-    num_forced
-        Tokens of them all that were the only choice.
-    """
-
-    sequences: list[list[int]]
-    scores: Float64Array
-    token_scores: list[Float64Array]
-    num_forced: int
 
 
 class BeamStepper:
@@ -118,8 +38,13 @@ class BeamStepper:
     ----------
     trie
         The catalog.
-    beam_width, scope, length_penalty, early_stopping, max_length
+    beam_width, scope, length_penalty, early_stopping, max_length, num_beam_groups, diversity_penalty
         What requests get that name nothing else; see :meth:`add_request`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For values out of range.
     """
 
     def __init__(
@@ -131,11 +56,23 @@ class BeamStepper:
         length_penalty: float = 1.0,
         early_stopping: bool | Literal["never"] = False,
         max_length: int | None = None,
+        num_beam_groups: int = 1,
+        diversity_penalty: float = 0.0,
     ) -> None:
         self._trie = trie
-        self._rules = _rules(trie, beam_width, scope, length_penalty, early_stopping, max_length)
+        longest = trie.max_depth if max_length is None else max_length
+        self._defaults: dict[str, Any] = {
+            "beam_width": beam_width,
+            "scope": scope,
+            "length_penalty": length_penalty,
+            "early_stopping": early_stopping,
+            "max_length": longest,
+            "num_beam_groups": num_beam_groups,
+            "diversity_penalty": diversity_penalty,
+        }
+        make_rules(**self._defaults)
         self._requests: dict[int, BeamRequest] = {}
-        self._asked: list[_Asked] = []
+        self._asked: list[AskedRow] = []
         self._rows: BeamRows | None = None
         self._next_handle = 0
 
@@ -148,7 +85,12 @@ class BeamStepper:
         length_penalty: float | None = None,
         early_stopping: bool | Literal["never"] | None = None,
         max_length: int | None = None,
+        num_beam_groups: int | None = None,
+        diversity_penalty: float | None = None,
         item_filter: Any = None,
+        item_scores: Any = None,
+        alpha: float | None = None,
+        lookahead_scores: Any = None,
     ) -> None:
         """Let a request join; its first row is asked for by the next :meth:`rows` that follows a step.
 
@@ -164,8 +106,20 @@ class BeamStepper:
             As in ``generate``.
         max_length
             Tokens at most; the catalog's longest sequence by default. Sequences that are longer are not found.
+        num_beam_groups, diversity_penalty
+            Diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424), as in ``generate``: groups of beams of
+            like size, one after the other at each token, whose log-probabilities are lowered by the penalty for each
+            beam of an earlier group that has just taken the token (and normalised again under ``scope="trie"``). An
+            item that several groups find comes back once, with its best score.
         item_filter
             Items that may be given, as in :class:`TrieLogitsProcessor`.
+        item_scores, alpha
+            D3 (EMNLP 2024): real numbers [items], not negative, column i for item id i, and a weight in [0, 1]. A token
+            scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed
+            tokens. The paper's ``length_penalty`` is 0.
+        lookahead_scores
+            PAG (SIGIR 2024, arXiv 2404.14600): real numbers [items]. A prefix scores ``log p(prefix) + max(score(item)
+            for allowed items below prefix)``.
 
         Raises
         ------
@@ -175,19 +129,22 @@ class BeamStepper:
         name = _validate.integer("request", request, 0, 2**63 - 1)
         if name in self._requests:
             raise ValueError(f"request={name} is already there")
-        rules = _rules(
-            self._trie,
-            self._rules.beam_width if beam_width is None else beam_width,
-            self._rules.scope if scope is None else scope,
-            self._rules.length_penalty if length_penalty is None else length_penalty,
-            self._rules.early_stopping if early_stopping is None else early_stopping,
-            self._rules.max_length if max_length is None else max_length,
-        )
+        own = {
+            "beam_width": beam_width,
+            "scope": scope,
+            "length_penalty": length_penalty,
+            "early_stopping": early_stopping,
+            "max_length": max_length,
+            "num_beam_groups": num_beam_groups,
+            "diversity_penalty": diversity_penalty,
+        }
+        rules = make_rules(**(self._defaults | {key: value for key, value in own.items() if value is not None}))
         chosen = item_filter if isinstance(item_filter, _core.ItemFilter) else make_filter(self._trie, item_filter)
         matcher = None
         if chosen is not None:
             matcher = _core.Matcher(make_constraint(self._trie, None, None, False, chosen))
-        search = BeamRequest(self._trie, matcher, rules)
+        term = self._term(item_scores, alpha, lookahead_scores, chosen)
+        search = BeamRequest(self._trie, matcher, rules, term)
         search.advance()
         self._requests[name] = search
 
@@ -212,7 +169,7 @@ class BeamStepper:
         if not search.done:
             raise ValueError(f"request {request} is not finished")
         del self._requests[request]
-        best = search.finished[:limit]
+        best = search.found()[:limit]
         paths = [beam.path() for _, beam in best]
         return BeamItems(
             [tokens for tokens, _, _ in paths],
@@ -228,15 +185,15 @@ class BeamStepper:
         requests, handles, parents, states, tokens, lengths = [], [], [], [], [], []
         self._asked = []
         for name, search in self._requests.items():
-            for beam in () if search.done else search.asking():
-                fed = search.tokens_to_feed(beam)
+            for beams in () if search.done else search.asking():
+                fed = search.tokens_to_feed(beams[0])
                 requests.append(name)
                 handles.append(self._next_handle)
-                parents.append(beam.handle)
-                states.append(beam.state)
+                parents.append(beams[0].handle)
+                states.append(beams[0].state)
                 tokens += fed
                 lengths.append(len(fed))
-                self._asked.append(_Asked(name, search, beam, self._next_handle, search.places(beam, len(fed))))
+                self._asked.append(AskedRow(name, search, beams, self._next_handle, search.places(beams[0], len(fed))))
                 self._next_handle += 1
         self._rows = BeamRows(
             handles=_int64(handles),
@@ -266,12 +223,13 @@ class BeamStepper:
         ValueError
             For other shapes, and scores that are not numbers. The stepper is then as before.
         """
-        rows = self.rows()
-        values = self._values(logits, int(rows.logit_counts.sum()), normalizers)
+        self.rows()
+        values = log_probabilities(self._trie, self._asked, logits, normalizers)
         there = [self._requests.get(asked.request) is asked.search for asked in self._asked]
         for asked, known, still in zip(self._asked, values, there, strict=True):
             if still:
-                asked.search.take(asked.beam, asked.handle, known)
+                for beam in asked.beams:
+                    asked.search.take(beam, asked.handle, known)
         stepped = dict.fromkeys(asked.request for asked, still in zip(self._asked, there, strict=True) if still)
         self._rows, self._asked = None, []
         live: list[tuple[int, Beam]] = []
@@ -298,88 +256,27 @@ class BeamStepper:
             raise ValueError(f"request {request} is unknown")
         return self._requests[request]
 
-    def _values(self, logits: torch.Tensor, count: int, normalizers: torch.Tensor | None) -> list[list[Float64Array]]:
-        """Log-probabilities of the children at each place asked for, fetched from the device at once."""
-        vocabulary = self._trie.vocabulary
-        if logits.ndim != 2 or len(logits) != count:
-            raise ValueError(f"logits has shape {tuple(logits.shape)}, expected [{count}, V]")
-        narrow = logits.shape[1] == len(vocabulary) and len(vocabulary) < self._trie.vocab_size
-        if not narrow and logits.shape[1] < self._trie.vocab_size:
-            raise ValueError(
-                f"logits has {logits.shape[1]} columns, expected the vocabulary's {self._trie.vocab_size} or the "
-                f"catalog's {len(vocabulary)}"
-            )
-        if normalizers is not None and normalizers.shape != (count,):
-            raise ValueError(f"normalizers has shape {tuple(normalizers.shape)}, expected [{count}]")
-        if not count:
-            return []
-        over_all = [asked.search.rules.scope == "vocab" for asked in self._asked]
-        if normalizers is None and any(over_all):
-            if narrow:
-                raise ValueError('normalizers is missing: scope="vocab" needs it beside the catalog\'s columns')
-            normalizers = logits.float().logsumexp(-1)
-        places = [tokens for asked in self._asked for tokens in asked.places]
-        lengths = [len(tokens) for tokens in places]
-        columns = np.concatenate(places)
-        if narrow:
-            columns = np.searchsorted(vocabulary, columns)
-        row = torch.from_numpy(np.repeat(np.arange(count), lengths)).to(logits.device)
-        column = torch.from_numpy(columns).to(logits.device)
-        chosen = logits[row, column].double()
-        both = [chosen] if normalizers is None else [chosen, chosen - normalizers.double()[row]]
-        at_places = np.split(torch.stack(both).cpu().numpy(), np.cumsum(lengths)[:-1], axis=1)
-        values: list[list[Float64Array]] = []
-        taken = 0
-        for asked, whole in zip(self._asked, over_all, strict=True):
-            own = [_log_probabilities(raw, whole) for raw in at_places[taken : taken + len(asked.places)]]
-            taken += len(asked.places)
-            if any(np.isnan(scores).any() for scores in own):
-                raise ValueError(
-                    f"logits of request {asked.request} are not numbers, or none of its valid tokens is possible"
-                )
-            values.append(own)
-        return values
+    @cached_property
+    def _leaves(self) -> CatalogLeaves:
+        return CatalogLeaves(self._trie)
 
-
-@dataclass(frozen=True)
-class _Asked:
-    """A row that the model has been asked for, and the children to score behind its last tokens."""
-
-    request: int
-    search: BeamRequest
-    beam: Beam
-    handle: int
-    places: list[Int64Array]
-
-
-def _log_probabilities(raw: Float64Array, over_all: bool) -> Float64Array:
-    if over_all:
-        normalised: Float64Array = raw[1]
-        return normalised
-    logits: Float64Array = raw[0] - raw[0].max()
-    return np.asarray(logits - np.log(np.exp(logits).sum()))
+    def _term(
+        self, item_scores: Any, alpha: float | None, lookahead_scores: Any, chosen: _core.ItemFilter | None
+    ) -> ItemTerm | None:
+        if (item_scores is None) != (alpha is None):
+            raise ValueError("item_scores and alpha go together, one of them is missing")
+        if item_scores is not None and lookahead_scores is not None:
+            raise ValueError("item_scores and lookahead_scores: give one of the two")
+        if lookahead_scores is not None:
+            ahead = self._leaves.check("lookahead_scores", lookahead_scores, axes="[items]")
+            return LookaheadTerm(self._leaves, ahead, chosen)
+        if alpha is None:
+            return None
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha={alpha} is outside [0, 1]")
+        own = self._leaves.check("item_scores", item_scores, axes="[items]", lowest=0)
+        return ShareTerm(ItemScores(self._trie, own[None], self._leaves), 0, float(alpha))
 
 
 def _int64(column: list[int]) -> Int64Array:
     return np.array(column, dtype=np.int64)
-
-
-def _rules(
-    trie: TokenTrie, beam_width: int, scope: str, length_penalty: Any, early_stopping: Any, max_length: int | None
-) -> BeamRules:
-    if (
-        isinstance(length_penalty, bool)
-        or not isinstance(length_penalty, int | float)
-        or not np.isfinite(length_penalty)
-    ):
-        raise ValueError(f"length_penalty={length_penalty!r} is not a finite number")
-    if early_stopping not in (True, False, "never"):
-        raise ValueError(f'early_stopping={early_stopping!r}, expected True, False or "never"')
-    longest = trie.max_depth if max_length is None else max_length
-    return BeamRules(
-        _validate.integer("beam_width", beam_width, 1, MAX_BEAM_WIDTH),
-        _validate.choice("scope", scope, ("trie", "vocab")),
-        float(length_penalty),
-        early_stopping,
-        _validate.integer("max_length", longest, 1, 2**31 - 1),
-    )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.logits_process import LogitNormalization, TemperatureLogitsWarper
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from gentrie.generation._generate_arguments import _PER_STEP, _check_positions, empty_cache, eos_ids
+from gentrie.generation._beam_arguments import (
+    check_beam_settings,
+    is_sharded,
+    prompt_arguments,
+    scope_and_temperature,
+)
 from gentrie.generation.beam_results import BeamSearchResult
 from gentrie.generation.beam_search import beam_search
 from gentrie.trie import TokenTrie
@@ -45,6 +47,9 @@ def trie_beam_search(
     *,
     trie: TokenTrie,
     item_filter: Any = None,
+    item_scores: Any = None,
+    alpha: float | None = None,
+    lookahead_scores: Any = None,
     **kwargs: Any,
 ) -> Any:
     """:func:`beam_search` inside ``generate``::
@@ -56,83 +61,56 @@ def trie_beam_search(
     prompt come back; where fewer items were found the others hold the prompt, padding and a score of -inf. Items longer
     than the limit on new tokens are not found; in a catalog without end token an item ends with its last token.
 
+    ``num_beam_groups`` and ``diversity_penalty`` are honoured. Prompts are encoded once each and their keys and values
+    kept once, whatever cache ``generate`` has made. Sharded models (FSDP, DeepSpeed ZeRO-3) are called equally often on
+    every rank, as with ``synced_gpus``.
+
     Parameters
     ----------
     model, input_ids, logits_processor, stopping_criteria, generation_config
         From ``generate``.
     trie
         The catalog.
-    item_filter
-        Items that may be given, as in :class:`TrieLogitsProcessor`; also one a prompt.
+    item_filter, item_scores, alpha, lookahead_scores
+        As for :func:`beam_search`, one row a prompt; the length penalty stays that of ``generate``, 1 by default.
     **kwargs
-        From ``generate``: ``attention_mask``, ``inputs_embeds`` and an empty cache.
+        From ``generate``: ``attention_mask``, ``inputs_embeds``, ``encoder_outputs`` and an empty cache.
 
     Raises
     ------
     ValueError, TypeError
         By name, for whatever of the settings, processors, criteria and model arguments would be ignored: sampling and
-        other searches, scores and attentions of each step, caches other than the dynamic one, encoder-decoders (call
-        :func:`beam_search`), sharded models; and what :func:`beam_search` refuses.
+        other searches, scores and attentions of each step, prompts that are in the cache already; and what
+        :func:`beam_search` refuses.
     """
-    if kwargs.pop("synced_gpus", None):
-        raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")
-    _check_settings(generation_config, stopping_criteria, trie)
-    empty_cache(model, kwargs)
-    scope, temperature = _scores(logits_processor)
+    synced = kwargs.pop("synced_gpus", None)
+    check_beam_settings(generation_config, stopping_criteria, trie)
+    groups = generation_config.num_beam_groups or 1
+    scope, temperature = scope_and_temperature(logits_processor, groups)
+    prompts = prompt_arguments(model, input_ids, generation_config, kwargs)
     beams, wanted = generation_config.num_beams, generation_config.num_return_sequences
-    mask, embeddings = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
-    if embeddings is None:
-        _check_positions(kwargs.get("position_ids"), mask, input_ids.shape[1])
     result = beam_search(
         model,
-        None if embeddings is not None else input_ids[::beams],
+        prompts.pop("input_ids", None),
         trie,
-        attention_mask=None if mask is None else mask[::beams],
-        inputs_embeds=None if embeddings is None else embeddings[::beams],
+        **prompts,
         beam_width=beams,
         num_return_sequences=wanted,
         scope=scope,
         length_penalty=generation_config.length_penalty,
-        early_stopping=generation_config.early_stopping,
+        early_stopping=beams == 1 or generation_config.early_stopping,  # one beam is greedy search: its first end
+        num_beam_groups=groups,
+        diversity_penalty=generation_config.diversity_penalty or 0.0,
         item_filter=item_filter,
+        item_scores=item_scores,
+        alpha=alpha,
+        lookahead_scores=lookahead_scores,
         max_length=generation_config.max_length - input_ids.shape[1],
         temperature=temperature,
+        synced_gpus=is_sharded(model) if synced is None else synced,
     )
     output = _padded(result, input_ids[::beams], wanted, generation_config)
     return output if generation_config.return_dict_in_generate else output.sequences
-
-
-def _check_settings(config: GenerationConfig, criteria: StoppingCriteriaList, trie: TokenTrie) -> None:
-    mode = config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH):
-        raise ValueError(f"generation_config asks for {mode.value}; only beam search is done here")
-    for name in _PER_STEP:
-        if getattr(config, name, None):
-            raise ValueError(f"{name}=True: forced tokens take no step, so there is none of theirs to return")
-    for criterion in criteria:
-        if not isinstance(criterion, MaxLengthCriteria | EosTokenCriteria):
-            raise ValueError(f"stopping_criteria: {type(criterion).__name__} would not be asked here")
-    eos, end = eos_ids(config, trie, False), trie.end_token_id
-    if end is not None and end not in eos:
-        raise ValueError(f"eos_token_id={config.eos_token_id} lacks the catalog's end token {end}")
-    inside = sorted(set(eos) & set(trie.vocabulary.tolist()) - {end})
-    if inside:
-        raise ValueError(f"eos_token_id: {inside[0]} is a token of the catalog's sequences")
-
-
-def _scores(processors: LogitsProcessorList) -> tuple[Literal["trie", "vocab"], float]:
-    """Scope and temperature that the processors come to."""
-    temperature, normalised = 1.0, False
-    for processor in processors:
-        if isinstance(processor, TemperatureLogitsWarper):
-            temperature *= float(processor.temperature)
-        elif isinstance(processor, LogitNormalization):
-            normalised = True
-        else:
-            raise ValueError(f"logits_processor: {type(processor).__name__} would not be asked here")
-    if temperature != 1.0 and not normalised:
-        raise ValueError("logits_processor: TemperatureLogitsWarper needs renormalize_logits=True here")
-    return "trie" if normalised else "vocab", temperature
 
 
 def _padded(result: BeamSearchResult, prompts: torch.Tensor, wanted: int, config: GenerationConfig) -> TrieBeamOutput:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from gentrie.generation.tree_attention import UnsupportedModelError
-from gentrie.generation.tree_head import TreeHead
+from gentrie.generation.tree_head import TreeHead, WholeHead
 from gentrie.generation.tree_packed import PackedForward
 from gentrie.generation.tree_padded import PaddedForward
 from gentrie.generation.tree_slots import Int64Array, TreeSlots
@@ -60,6 +60,13 @@ class TreeDecoder:
         [B, T], 1 for tokens, padding on the left or the right; None: nothing is padded.
     inputs_embeds
         [B, T, D] in place of ``input_ids``.
+    encoder_outputs
+        [B, T, D] in place of ``input_ids``: last hidden states of an encoder-decoder's encoder.
+    decoder_start_token_id
+        What an encoder-decoder's decoder begins with; by default what the model's configs say.
+    whole_model
+        Whether to call the model itself rather than its layers and its head, once in each :meth:`extend`: models whose
+        weights are spread over ranks need that. What is called hidden states here are then its logits.
 
     Raises
     ------
@@ -75,14 +82,20 @@ class TreeDecoder:
         attention_mask: torch.Tensor | None = None,
         *,
         inputs_embeds: torch.Tensor | None = None,
+        encoder_outputs: torch.Tensor | None = None,
+        decoder_start_token_id: int | None = None,
+        whole_model: bool = False,
     ) -> None:
         self._model = _language_model(model)
         self._slots = TreeSlots()
         self.stats = TreeStats()
+        self._start, self._whole = decoder_start_token_id, whole_model
         with torch.no_grad():
-            self._head = TreeHead(self._model)
+            self._head = WholeHead(self._model) if whole_model else TreeHead(self._model)
         self._forward: PackedForward | PaddedForward | None = None
-        self.prompt_slots, self.prompt_hidden = self.add_prompts(input_ids, attention_mask, inputs_embeds=inputs_embeds)
+        self.prompt_slots, self.prompt_hidden = self.add_prompts(
+            input_ids, attention_mask, inputs_embeds=inputs_embeds, encoder_outputs=encoder_outputs
+        )
         """int64 [B], the slot of each prompt's end, and [B, D], its hidden state before the LM head."""
 
     @property
@@ -117,10 +130,14 @@ class TreeDecoder:
         attention_mask: torch.Tensor | None = None,
         *,
         inputs_embeds: torch.Tensor | None = None,
+        encoder_outputs: torch.Tensor | None = None,
     ) -> tuple[Int64Array, torch.Tensor]:
         """Encode further prompts, given as to the constructor: slots [B] of their ends and hidden states [B, D]."""
-        inputs, lengths = _packed_prompts(input_ids, attention_mask, inputs_embeds)
-        hidden = self._encode(inputs, lengths)
+        prompts = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "encoder_outputs": encoder_outputs}
+        if encoder_outputs is not None and not self._model.config.is_encoder_decoder:
+            raise ValueError(f"encoder_outputs: {type(self._model).__name__} has no encoder")
+        inputs, lengths = _packed_prompts(prompts, attention_mask)
+        hidden = self._encode(inputs, lengths, encoded=encoder_outputs is not None)
         self.stats.prompt_calls += 1
         self.stats.prompt_tokens += int(lengths.sum())
         return self._slots.add_prompts(lengths), hidden
@@ -190,21 +207,28 @@ class TreeDecoder:
     @property
     def _vocabulary(self) -> int:
         """Tokens that have an embedding."""
+        if self._whole:
+            return self.vocab_size
         embeddings: Any = self._model.get_input_embeddings()
         return int(embeddings.weight.shape[0])
 
-    def _encode(self, inputs: torch.Tensor, lengths: Int64Array) -> torch.Tensor:
-        if self._forward is not None:
-            return self._forward.encode(inputs, lengths)
-        try:
-            packed = PackedForward(self._model, self._slots)
-            hidden = packed.encode(inputs, lengths)
-            self._forward = packed
-        except UnsupportedModelError:
-            padded = PaddedForward(self._model, self._slots)
-            hidden = padded.encode(inputs, lengths)
+    def _encode(self, inputs: torch.Tensor, lengths: Int64Array, *, encoded: bool) -> torch.Tensor:
+        if self._forward is None and not encoded:
+            try:
+                packed = PackedForward(self._model, self._slots, whole_model=self._whole)
+                hidden = packed.encode(inputs, lengths)
+                self._forward = packed
+                return hidden
+            except UnsupportedModelError:
+                pass
+        if self._forward is None:
+            padded = PaddedForward(self._model, self._slots, start=self._start, whole_model=self._whole)
+            hidden = padded.encode(inputs, lengths, encoded=encoded)
             self._forward = padded
-        return hidden
+            return hidden
+        if isinstance(self._forward, PaddedForward):
+            return self._forward.encode(inputs, lengths, encoded=encoded)
+        return self._forward.encode(inputs, lengths)
 
 
 def _language_model(model: Any) -> PreTrainedModel:
@@ -229,13 +253,12 @@ def _language_model(model: Any) -> PreTrainedModel:
     return model
 
 
-def _packed_prompts(
-    input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
-) -> tuple[torch.Tensor, Int64Array]:
-    """Prompts one after the other, ids [sum] or embeddings [sum, D], and their lengths int64 [B]."""
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("give either input_ids or inputs_embeds")
-    name, inputs = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+def _packed_prompts(prompts: dict[str, Any], attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, Int64Array]:
+    """Prompts one after the other, ids [sum] or vectors [sum, D], and their lengths int64 [B]."""
+    given = {name: inputs for name, inputs in prompts.items() if inputs is not None}
+    if len(given) != 1:
+        raise ValueError(f"give either {' or '.join(prompts)}")
+    ((name, inputs),) = given.items()
     if not isinstance(inputs, torch.Tensor) or inputs.ndim != (2 if name == "input_ids" else 3):
         raise ValueError(f"{name} must be a tensor [B, T{'' if name == 'input_ids' else ', D'}]")
     if 0 in inputs.shape:

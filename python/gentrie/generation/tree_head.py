@@ -81,6 +81,18 @@ class TreeHead:
             raise ValueError(f"{type(model).__name__} does more to its logits than LM head, scale and soft-cap")
 
 
+class WholeHead:
+    """In the place of a head where the model itself has been called: hidden states are logits already."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
+        """Width of the logits."""
+
+    def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The logits [N, vocabulary] as they are, or those of the given tokens."""
+        return hidden if token_ids is None else hidden[:, token_ids]
+
+
 def _scale(config: Any) -> float:
     """What the model multiplies its raw logits by, or the hidden states that it hands to its head."""
     scale = logit_scale(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ class PackedForward:
 
     padded_tokens = 0
 
-    def __init__(self, model: PreTrainedModel, slots: TreeSlots) -> None:
+    def __init__(self, model: PreTrainedModel, slots: TreeSlots, *, whole_model: bool = False) -> None:
         if model.config.is_encoder_decoder or not model._supports_attention_backend:
             raise UnsupportedModelError(f"{type(model).__name__} is no decoder that uses the attention interface")
-        self._body: Any = model.base_model
-        self._configs = attention_configs(self._body)
+        self._body: Any = model if whole_model else model.base_model
+        self._some_logits = whole_model and "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._whole = whole_model
+        self._configs = attention_configs(model.base_model)
         self._slots = slots
         self._cache = TreeCache()
         self._batches: list[tuple[int, int]] = []  # first prompt and number of prompts of each call of encode
@@ -44,8 +47,9 @@ class PackedForward:
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         nothing = torch.empty(positions.size, 0, dtype=torch.int64, device=inputs.device)
         step = Step(None, nothing, nothing.bool(), [prompt_block(len(self._batches), lengths, inputs.device)])
+        last = on_device(ends - 1, inputs.device)
         try:
-            hidden = self._run(inputs, positions, step)
+            hidden = self._run(inputs, positions, step, last if self._some_logits else None)
         except BaseException:
             self._cache.forget_prompts(len(self._batches))
             raise
@@ -55,7 +59,7 @@ class PackedForward:
                 f"{type(self._body).__name__} does not use the attention interface in every layer"
             )
         self._batches.append((sum(size for _, size in self._batches), lengths.size))
-        return hidden[on_device(ends - 1, hidden.device)]
+        return hidden if self._some_logits else hidden[last]
 
     def extend(self, slots: Int64Array, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states [N, D] of new positions, of which earlier ones may be ancestors of later ones."""
@@ -71,16 +75,20 @@ class PackedForward:
         self._cache.capacity = self._slots.capacity
         return self._run(tokens, positions, step)
 
-    def _run(self, inputs: torch.Tensor, positions: Int64Array, step: Step) -> torch.Tensor:
-        """Hidden states [N, D] of packed ids [N] or embeddings [N, D]."""
-        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+    def _run(
+        self, inputs: torch.Tensor, positions: Int64Array, step: Step, places: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Hidden states [N, D] of packed ids [N] or embeddings [N, D], or the whole model's logits, of ``places``."""
+        arguments: dict[str, Any] = {"inputs_embeds" if inputs.is_floating_point() else "input_ids": inputs[None]}
+        if places is not None:
+            arguments["logits_to_keep"] = places
         with tree_attention(self._configs, self._cache, step):
             output = self._body(
-                **{name: inputs[None]},
+                **arguments,
                 position_ids=on_device(positions, inputs.device)[None],
                 past_key_values=self._cache,
                 use_cache=True,
                 return_dict=True,
             )
-        hidden: torch.Tensor = output.last_hidden_state[0]
+        hidden: torch.Tensor = (output.logits if self._whole else output.last_hidden_state)[0]
         return hidden

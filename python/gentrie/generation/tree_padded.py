@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from gentrie.generation.tree_slots import Int64Array, TreeSlots
 
@@ -24,11 +25,14 @@ class PaddedForward:
     A model whose cache cannot be copied row by row (linear attention) runs without one, prompt and path together.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: TreeSlots) -> None:
-        self._model, self._slots = model, slots
+    def __init__(
+        self, model: PreTrainedModel, slots: TreeSlots, *, start: int | None = None, whole_model: bool = False
+    ) -> None:
+        self._model, self._slots, self._start, self._whole = model, slots, start, whole_model
         self._encoder_decoder = model.config.is_encoder_decoder
         whole: Any = model
-        self._body: Any = whole.get_decoder() if self._encoder_decoder else whole.base_model
+        body = whole.get_decoder() if self._encoder_decoder else whole.base_model
+        self._body: Any = model if whole_model else body
         self._takes = inspect.signature(self._body.forward).parameters
         self._batches: list[_Batch] = []
         self._first: list[int] = []
@@ -40,8 +44,9 @@ class PaddedForward:
         layers = [layer for batch in self._batches for layer in _layers(batch.cache)]
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers), 0
 
-    def encode(self, inputs: torch.Tensor, lengths: Int64Array) -> torch.Tensor:
-        """Hidden states [prompts, D] behind prompts packed one after the other, ids [sum] or embeddings [sum, D]."""
+    def encode(self, inputs: torch.Tensor, lengths: Int64Array, *, encoded: bool = False) -> torch.Tensor:
+        """Hidden states [prompts, D] behind prompts packed one after the other, ids [sum] or embeddings [sum, D], or
+        the encoder's hidden states [sum, D]."""
         column = np.arange(lengths.max())
         real = column >= lengths.max() - lengths[:, None]
         mask = torch.from_numpy(real).to(inputs.device)
@@ -50,17 +55,18 @@ class PaddedForward:
         batch = _Batch(padded, mask.long())
         self.padded_tokens += int(real.size - lengths.sum())
         if self._encoder_decoder:
-            states = self._model.get_encoder()(**_inputs(padded), attention_mask=batch.mask).last_hidden_state
+            states = padded
+            if not encoded:
+                states = self._model.get_encoder()(**_inputs(padded), attention_mask=batch.mask).last_hidden_state
             batch.encoder = (states, batch.mask)
-            start = _start_token(self._model)
+            start = _start_token(self._model) if self._start is None else self._start
             batch.inputs = torch.full((lengths.size, 1), start, device=inputs.device)
             batch.mask = torch.ones_like(batch.inputs)
         output = self._forward(batch.inputs, batch.mask, batch.encoder, None, use_cache=True)
         batch.cache = _copyable(getattr(output, "past_key_values", None))
         self._first.append(sum(len(other.mask) for other in self._batches))
         self._batches.append(batch)
-        hidden: torch.Tensor = output.last_hidden_state[:, -1]
-        return hidden
+        return self._hidden(output)[:, -1]
 
     def extend(self, slots: Int64Array, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states [N, D] of new positions, of which earlier ones may be ancestors of later ones."""
@@ -72,8 +78,9 @@ class PaddedForward:
         out = torch.empty(0)
         for index, batch in enumerate(self._batches):
             mine = ends[batch_of == index]
-            for start in range(0, mine.size, _MOST_PATHS):
-                chunk = mine[start : start + _MOST_PATHS]
+            most = max(mine.size, 1) if self._whole else _MOST_PATHS
+            for start in range(0, mine.size, most):
+                chunk = mine[start : start + most]
                 paths = self._slots.ancestors(chunk)
                 hidden = self._paths(batch, self._slots.prompts_of(chunk) - self._first[index], paths)
                 out = out if out.numel() else hidden.new_empty(slots.size, hidden.shape[-1])
@@ -104,13 +111,12 @@ class PaddedForward:
         self.padded_tokens += int(rows.numel() - lengths.sum())
         if batch.cache is not None:
             output = self._forward(rows, mask, encoder, _selected(batch.cache, which), use_cache=True)
-            hidden: torch.Tensor = output.last_hidden_state
-            return hidden
+            return self._hidden(output)
         if batch.inputs.is_floating_point():
             rows = self._model.get_input_embeddings()(rows)
         whole = torch.cat([batch.inputs[which], rows], dim=1)
         output = self._forward(whole, mask, encoder, None, use_cache=False)
-        return output.last_hidden_state[:, batch.mask.shape[1] :]  # type: ignore[no-any-return]
+        return self._hidden(output)[:, batch.mask.shape[1] :]
 
     def _forward(
         self,
@@ -120,14 +126,22 @@ class PaddedForward:
         cache: Any,
         use_cache: bool,
     ) -> Any:
-        arguments: dict[str, Any] = {**_inputs(inputs), "attention_mask": mask, "use_cache": use_cache}
+        arguments: dict[str, Any] = {**_inputs(inputs), "attention_mask": mask}
+        if encoder is not None and self._whole:
+            arguments = {f"decoder_{name}": value for name, value in arguments.items()}
+            arguments.update(encoder_outputs=BaseModelOutput(last_hidden_state=encoder[0]), attention_mask=encoder[1])
+        elif encoder is not None:
+            arguments.update(encoder_hidden_states=encoder[0], encoder_attention_mask=encoder[1])
         if cache is not None:
             arguments["past_key_values"] = cache
-        if encoder is not None:
-            arguments.update(encoder_hidden_states=encoder[0], encoder_attention_mask=encoder[1])
         if "position_ids" in self._takes:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp_(min=0)[:, -inputs.shape[1] :]
-        return self._body(**arguments, return_dict=True)
+        return self._body(**arguments, use_cache=use_cache, return_dict=True)
+
+    def _hidden(self, output: Any) -> torch.Tensor:
+        """[rows, tokens, D]; the logits where the whole model was called."""
+        hidden: torch.Tensor = output.logits if self._whole else output.last_hidden_state
+        return hidden
 
 
 class _Batch:
