@@ -5,6 +5,7 @@ from gentrie._optional import require
 require("torch", extra="hf")
 require("transformers", extra="hf")
 
+from gentrie.generation.beam_rollouts import beam_rollouts  # noqa: E402
 from gentrie.generation.best_first_search import BestFirstResult, best_first_search  # noqa: E402
 from gentrie.generation.generate_with_items import TextWithItems, generate_with_items  # noqa: E402
 from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: E402
@@ -24,6 +25,7 @@ __all__ = [
     "TreeStats",
     "TrieLogitsProcessor",
     "add_item_tokens",
+    "beam_rollouts",
     "best_first_search",
     "generate_with_items",
     "recommend",
