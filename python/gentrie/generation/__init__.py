@@ -11,7 +11,8 @@ from gentrie.generation.generate_with_items import TextWithItems, generate_with_
 from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: E402
 from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
 from gentrie.generation.logits_processor import TrieLogitsProcessor  # noqa: E402
-from gentrie.generation.recommend import Recommendation, recommend  # noqa: E402
+from gentrie.generation.recommend import recommend  # noqa: E402
+from gentrie.generation.recommendation_store import Recommendation, RecommendationStore  # noqa: E402
 from gentrie.generation.response_template import ResponseTemplate  # noqa: E402
 from gentrie.generation.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
 
@@ -19,6 +20,7 @@ __all__ = [
     "BestFirstResult",
     "ItemSamples",
     "Recommendation",
+    "RecommendationStore",
     "ResponseTemplate",
     "TextWithItems",
     "TreeDecoder",
