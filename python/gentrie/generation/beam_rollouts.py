@@ -8,10 +8,11 @@ import torch
 
 from gentrie import _validate
 from gentrie.generation.beam_search import beam_search
-from gentrie.generation.beam_stepper import MAX_BEAM_WIDTH
 from gentrie.generation.best_first_search import BestFirstStats
 from gentrie.generation.item_sampling import ItemSamples
 from gentrie.trie import TokenTrie
+
+_MOST_SAMPLES = 512  # the widest beam search
 
 
 def beam_rollouts(
@@ -60,7 +61,7 @@ def beam_rollouts(
         trie,
         attention_mask=attention_mask,
         inputs_embeds=inputs_embeds,
-        beam_width=_validate.integer("num_samples", num_samples, 1, MAX_BEAM_WIDTH),
+        beam_width=_validate.integer("num_samples", num_samples, 1, _MOST_SAMPLES),
         length_penalty=0.0,
         item_filter=item_filter,
         temperature=temperature,
