@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from _figures import Figure
+from _table_a2 import saved_rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,11 +61,8 @@ def _scaling() -> Iterator[tuple[Figure, str]]:
 
 def _table_a2() -> Iterator[tuple[Figure, str]]:
     for path in sorted(RESULTS.glob("table_a2*.json")):
-        for name, catalog in json.loads(path.read_text())["catalogs"].items():
-            for method, measured in catalog["methods"].items():
-                if method != "unconstrained":
-                    figure = _of(f"Table A2, {name}: {method}, slower than free by", "%", measured["slowdown"], 100)
-                    yield figure, "gentrie bench table-a2"
+        for figure in saved_rows(path):
+            yield figure, "gentrie bench table-a2"
 
 
 def _office() -> Iterator[tuple[Figure, str]]:

@@ -1,12 +1,13 @@
 """Reinforcement learning of a recommender inside trl's GRPOTrainer, with the rewards of ReRe.
 
-Each rollout of a prompt is another item of the catalog, drawn without replacement from the model's own distribution
-over it (``gentrie.generation.sample_items``), so that a group holds as many different items as it has places. Rewards
+Each rollout of a prompt is another item of the catalog, so that a group holds as many different items as it has places:
+drawn without replacement from the model's own distribution (``gentrie.generation.sample_items``), or with ``--rollouts
+beams`` the items of a beam search, as in ReRe itself (``gentrie.generation.beam_rollouts``). Rewards
 are those of ReRe ("Reinforced Preference Optimization for Recommendation"): 1 for the item that was bought, and in
 groups that hold it a penalty for the others, the higher the more probable the model finds them. Forced tokens were no
 choice: they are masked out of the loss.
 
-python examples/grpo_rere.py --steps 150
+python examples/grpo_rere.py --steps 150 --rollouts sampling
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import math
 import tempfile
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from datasets import Dataset
@@ -24,7 +25,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 import gentrie
 from gentrie import datasets as catalogs
-from gentrie.generation import sample_items
+from gentrie.generation import beam_rollouts, sample_items
+
+Method = Literal["sampling", "beams"]
 
 
 def rule_reward(item_ids: list[list[int]], target: list[int], **_: Any) -> list[float]:
@@ -57,9 +60,10 @@ class RankingReward:
 class Rollouts:
     """What GRPOTrainer calls for completions: distinct items for the repeats of each prompt."""
 
-    def __init__(self, trie: gentrie.TokenTrie, tokenizer: Any) -> None:
+    def __init__(self, trie: gentrie.TokenTrie, tokenizer: Any, method: Method) -> None:
         self._trie = trie
         self._tokenizer = tokenizer
+        self._find = sample_items if method == "sampling" else beam_rollouts
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """Token ids and log-probabilities, and for the rewards each item's ids and log-probability."""
@@ -69,7 +73,7 @@ class Rollouts:
         model = trainer.accelerator.unwrap_model(trainer.model)
         was_training = model.training
         model.eval()
-        samples = sample_items(
+        samples = self._find(
             model,
             torch.tensor([[0] * (width - len(row)) + row for row in ids], device=model.device),
             self._trie,
@@ -93,7 +97,9 @@ class Rollouts:
         return output
 
 
-def train(steps: int, *, num_generations: int = 8, num_items: int = 80, seed: int = 0) -> list[dict[str, float]]:
+def train(
+    steps: int, *, method: Method = "sampling", num_generations: int = 8, num_items: int = 80, seed: int = 0
+) -> list[dict[str, float]]:
     """Train a tiny model from scratch and return what the trainer logged."""
     catalog = catalogs.load("steam", num_items=num_items)
     tokenizer = catalog.train_tokenizer(1000)
@@ -126,7 +132,7 @@ def train(steps: int, *, num_generations: int = 8, num_items: int = 80, seed: in
             processing_class=tokenizer,
             reward_funcs=[rule_reward, RankingReward(num_generations)],
             train_dataset=Dataset.from_list(rows),
-            rollout_func=Rollouts(trie, tokenizer),
+            rollout_func=Rollouts(trie, tokenizer, method),
             args=GRPOConfig(
                 output_dir=folder,
                 max_steps=steps,
@@ -151,7 +157,10 @@ def train(steps: int, *, num_generations: int = 8, num_items: int = 80, seed: in
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
-    rewards = [entry["rewards/rule_reward/mean"] for entry in train(parser.parse_args().steps) if "reward" in entry]
+    parser.add_argument("--rollouts", choices=get_args(Method), default="sampling")
+    options = parser.parse_args()
+    log = train(options.steps, method=options.rollouts)
+    rewards = [entry["rewards/rule_reward/mean"] for entry in log if "reward" in entry]
     tenth = max(1, len(rewards) // 10)
     for name, part in (("first", rewards[:tenth]), ("last", rewards[-tenth:])):
-        print(f"items that were bought, of those drawn, {name} tenth of the steps: {sum(part) / len(part):.4f}")
+        print(f"items that were bought, of those found, {name} tenth of the steps: {sum(part) / len(part):.4f}")

@@ -34,9 +34,10 @@ def test_rewards_by_hand(example: ModuleType) -> None:
     assert rewards == pytest.approx(expected)
 
 
-def test_a_few_steps_inside_the_trainer(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["sampling", "beams"])
+def test_a_few_steps_inside_the_trainer(example: ModuleType, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    logged = [entry for entry in example.train(3, num_generations=4, num_items=30) if "reward" in entry]
+    logged = [entry for entry in example.train(3, method=method, num_generations=4, num_items=30) if "reward" in entry]
     assert len(logged) == 3
     for entry in logged:
         assert math.isfinite(entry["loss"])

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import END, VOCAB_SIZE, tiny_model
+from tiny_models import BEGIN, END, PAD, TURN_END, VOCAB_SIZE, tiny_model
 
 from gentrie import TokenTrie
-from gentrie.generation import best_first_search, recommend
+from gentrie.generation import (
+    RecommendationStore,
+    TrieLogitsProcessor,
+    beam_rollouts,
+    best_first_search,
+    generate_with_items,
+    recommend,
+    sample_items,
+)
+from gentrie.generation.beam_search import beam_search
+from gentrie.generation.custom_generate import trie_beam_search
 
 ROWS = [[20, 21, 22], [20, 21, 30, 31], [20, 23], [24], [25, 26], [24]]
 TRIE = TokenTrie.from_sequences(ROWS, vocab_size=VOCAB_SIZE, end_token_id=END)
@@ -60,11 +73,78 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert again.lengths == []
     with pytest.raises(ValueError, match="holds results of other prompts"):
         recommend(PROMPTS[1:], again, folder=tmp_path / "new", progress=False)
+    with pytest.raises(ValueError, match=r"under another label.*'label': 'ten beams'"):
+        recommend(PROMPTS, again, folder=tmp_path / "new", label="ten beams", progress=False)
+    store = RecommendationStore(tmp_path / "new", PROMPTS)
+    assert store.read() == dict(enumerate(found))
 
 
-def _process(rank: int, folder: str, queue: Any) -> None:
+MODEL: Any = tiny_model("llama")
+GENERATE = {
+    "max_new_tokens": TRIE.max_depth,
+    "num_beams": 3,
+    "num_return_sequences": 3,
+    "return_dict_in_generate": True,
+}
+SEARCHES = {
+    "best_first_search": SEARCH,
+    "beam_search": functools.partial(beam_search, MODEL, trie=TRIE, beam_width=3),
+    "custom_generate": functools.partial(MODEL.generate, custom_generate=trie_beam_search, trie=TRIE, **GENERATE),
+    "beam_rollouts": functools.partial(beam_rollouts, MODEL, trie=TRIE, num_samples=3),
+    "sample_items": functools.partial(sample_items, MODEL, trie=TRIE, num_samples=5, seed=1),  # all of them
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_serves(name: str) -> None:
+    search = SEARCHES[name]
+    found = recommend(PROMPTS, search, batch_size=3, progress=False)
+    for prompt, one in zip(PROMPTS, found, strict=True):
+        alone = search(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64))
+        alone = alone.items if name == "custom_generate" else alone
+        scores = alone.log_probs if hasattr(alone, "log_probs") else alone.sequences_scores
+        expected = {tuple(items.tolist()): score for items, score in zip(alone.item_ids[0], scores[0], strict=True)}
+        assert {tuple(items): score for items, score in zip(one.item_ids, one.scores, strict=True)} == pytest.approx(
+            expected, abs=1e-5
+        )
+        assert len(one.item_ids) == len(expected) == (5 if name == "sample_items" else 3)
+
+
+def test_text_with_items_has_items_and_no_scores() -> None:
+    settings: dict[str, Any] = {"begin_token_id": BEGIN, "eos_token_id": TURN_END, "pad_token_id": PAD}
+    prompts = [[*prompt, BEGIN] for prompt in PROMPTS]  # an item follows at once
+    search = functools.partial(generate_with_items, MODEL, trie=TRIE, max_new_tokens=TRIE.max_depth, **settings)
+    found = recommend(prompts, search, batch_size=3, progress=False)
+    for prompt, one in zip(prompts, found, strict=True):
+        processor = TrieLogitsProcessor(TRIE, begin_token_id=BEGIN, eos_token_id=TURN_END)
+        said = MODEL.generate(
+            torch.tensor([prompt]),
+            logits_processor=[processor],
+            max_new_tokens=TRIE.max_depth,
+            eos_token_id=TURN_END,
+            pad_token_id=PAD,
+        )[0, len(prompt) :].tolist()
+        assert one.item_ids[0] == TRIE.resolve(said[: said.index(END) + 1]).tolist()
+        assert one.scores == []
+
+
+def test_what_is_no_search_is_refused() -> None:
+    with pytest.raises(TypeError, match="search returned a Tensor, without item_ids"):
+        recommend(PROMPTS, lambda ids, attention_mask: ids, progress=False)
+    with pytest.raises(ValueError, match="search returned 1 results for 7 prompts"):
+        recommend(PROMPTS, lambda ids, attention_mask: SEARCH(ids[:1]), progress=False)
+
+
+def _process(rank: int, folder: str, port: int | None, queue: Any) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    if port is None:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    else:  # what `accelerate launch` sets
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        from accelerate import PartialState
+
+        assert PartialState(cpu=True).num_processes == 2
     search = Recorder()
     found = recommend(PROMPTS, search, batch_size=2, folder=f"{folder}/results", progress=False)
     queue.put((rank, len(search.lengths), [one.item_ids for one in found]))
@@ -73,9 +153,14 @@ def _process(rank: int, folder: str, queue: Any) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_share_the_batches_and_return_everything(tmp_path: Path) -> None:
+    port = None
+    if importlib.util.find_spec("accelerate") is not None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
-    workers = [context.Process(target=_process, args=(rank, str(tmp_path), queue)) for rank in range(2)]
+    workers = [context.Process(target=_process, args=(rank, str(tmp_path), port, queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
     answers = sorted(queue.get(timeout=120) for _ in workers)

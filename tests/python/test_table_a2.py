@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
 from transformers import PrefixConstrainedLogitsProcessor
 
 import gentrie
-from gentrie.bench import measure
+from gentrie.bench import measure, models
 from gentrie.bench.baselines.dict_trie import DictTrie
 from gentrie.bench.baselines.published import PublishedLookup, PublishedProcessor
 from gentrie.bench.baselines.transformers_prefix import DictTriePrefix
@@ -22,7 +27,7 @@ from gentrie.bench.catalogs import TokenisedCatalog, tokenised_catalogs
 from gentrie.bench.harness import Spread, compare, in_turns, write_json
 from gentrie.bench.responses import OUTER_TOKENS, ControlTokens, ScriptProcessor, write_answers
 from gentrie.bench.table_a2 import GENTRIE, METHODS, PAPER, SKIPPING, UNCONSTRAINED, Settings, run
-from gentrie.bench.table_a2_report import table
+from gentrie.bench.table_a2_report import beam_table, table
 from gentrie.generation import TrieLogitsProcessor
 
 VOCAB_SIZE = 12
@@ -153,12 +158,18 @@ def test_control_tokens_are_in_no_title() -> None:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Two repetitions of one answer, over a tiny vocabulary and a made-up catalog."""
-    shape = {**measure.MODELS["small"], "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16}
-    monkeypatch.setitem(measure.MODELS, "small", shape)
+    shape = {**models.MODELS["small"], "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16}
+    monkeypatch.setitem(models.MODELS, "small", shape)
     rows = np.array([[n % 7, 7 + n % 3, 10 + n // 7] for n in range(200)], dtype=np.int32)
     catalog = TokenisedCatalog("steam", rows.ravel(), np.arange(0, 601, 3), vocab_size=48)
     monkeypatch.setattr(measure, "tokenised_catalogs", lambda *_, **__: [catalog])
-    return Settings(("steam",), answers=1, repetitions=2, warmup=1, prompt_tokens=16)
+    return Settings(("steam",), answers=1, repetitions=2, warmup=1, prompt_tokens=16, beams=3)
+
+
+def rendered(shown: Table) -> str:
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(shown)
+    return console.export_text()
 
 
 def test_a_run_gives_every_figure_and_writes_json_and_plot(tiny: Settings, tmp_path) -> None:
@@ -175,15 +186,51 @@ def test_a_run_gives_every_figure_and_writes_json_and_plot(tiny: Settings, tmp_p
         if method not in (UNCONSTRAINED, SKIPPING):
             assert figures.call_ms_inside is not None
             assert figures.lookup_ms_last_item is not None
-    assert table(result).row_count == len(METHODS)
+    times = catalog.methods[SKIPPING].speedup.rounds
+    assert catalog.share_of_bound.rounds == pytest.approx([value / (99 / 89) for value in times])
+    shown = rendered(table(result))
+    assert shown.count("steam") == 1
+    assert "constrained, forced runs skipped" in shown
+    assert f"1.11 times, {catalog.share_of_bound.median:.0%} reached" in shown
+
+    assert tuple(catalog.beam_search) == ("trie", "vocab")
+    for beams in catalog.beam_search.values():
+        assert (beams.prompts, beams.beams, beams.same_items, beams.padded_slots) == (2, 3, 1.0, 0)
+        assert len(beams.speedup.rounds) == 2
+        assert (beams.generate_calls, beams.generate_rows) == (4, 24)  # two prompts of three beams, four steps
+    assert catalog.beam_search["trie"].rows < catalog.beam_search["vocab"].rows <= 24
+    assert "2 x 3" in rendered(beam_table(result))
 
     figures, plot = result.write(tmp_path / "results")
     written = json.loads(figures.read_text())
     assert written["catalogs"]["steam"]["methods"][GENTRIE]["tokens_per_second"]["rounds"]
+    assert written["catalogs"]["steam"]["bound"] == pytest.approx(99 / 89)
+    assert written["catalogs"]["steam"]["beam_search"]["vocab"]["speedup"]["median"] > 0
     assert written["circumstances"]["versions"]["torch"]
     assert len(written["cuts"]) == 3
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in figures.parent.iterdir()) == sorted((figures.name, plot.name))
+
+
+def test_a_written_run_gives_the_figures_that_are_promised(
+    tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(benchmarks)
+    rows = importlib.import_module("_table_a2")
+    result = run(tiny)
+    found = {figure.name: figure for figure in rows.saved_rows(result.write(tmp_path)[0])}
+    speed = found["text with items, steam (small, cpu): speed over free text"]
+    share = found["text with items, steam (small, cpu): share of the bound"]
+    assert (speed.goal, speed.at_least, share.goal, share.at_least) == (1, True, 75, True)
+    catalog = result.catalogs["steam"]
+    assert speed.median == catalog.methods[SKIPPING].speedup.median
+    assert share.median == pytest.approx(100 * catalog.share_of_bound.median)
+    slower = found["Table A2, steam (small, cpu): gentrie, slower than free by"]
+    assert slower.low == pytest.approx(100 * (1 - catalog.methods[GENTRIE].speedup.high))
+    beams = found["Table A2, steam (small, cpu): beam search, scope=vocab, generate over ours"]
+    assert beams.median == catalog.beam_search["vocab"].speedup.median
+    assert len(found) == 2 + 3 + 2
 
 
 def test_a_method_with_a_wrong_mask_is_found_out(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,10 +244,12 @@ def test_settings_are_checked_and_cuts_are_named() -> None:
     assert any(cut.startswith("answers: ") for cut in Settings().quick().cuts())
     with pytest.raises(ValueError, match="repetitions must be at least 1, got 0"):
         replace(Settings(), repetitions=0)
+    with pytest.raises(ValueError, match="beams must not be negative, got -1"):
+        replace(Settings(), beams=-1)
     with pytest.raises(ValueError, match="'books' is not one of steam, movies, toys"):
         Settings(catalogs=("books",))
     with pytest.raises(ValueError, match="'gpt' is not one of small, llama-3-8b"):
-        measure.build_model("gpt", torch.device("cpu"))
+        models.build_model("gpt", torch.device("cpu"))
 
 
 def test_an_absent_real_catalog_is_left_out_with_a_warning(tmp_path, caplog) -> None:

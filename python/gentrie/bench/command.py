@@ -22,17 +22,19 @@ def table_a2(
     answers: Annotated[int | None, typer.Option(help="Answers in a repetition (128).", min=1)] = None,
     repetitions: Annotated[int | None, typer.Option(help="Repetitions (5).", min=1)] = None,
     warmup: Annotated[int | None, typer.Option(help="Untimed answers before (5).", min=0)] = None,
+    beams: Annotated[int, typer.Option(help="Beams of the table of beam searches; 0: without it.", min=0)] = 10,
     threads: Annotated[int, typer.Option(help="Threads of torch's operators on the CPU.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seed of weights and answers.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the JSON file and the plot.")] = Path("."),
 ) -> None:
     """RecLM-cgen's Table A2: what it costs to keep the items of an answer in a catalog.
 
-    Measured in one run, in turns: no constraint, the published approach, transformers' prefix processor and
-    gentrie. Without options the paper's protocol, which takes hours on a CPU.
+    Measured in one run, in turns: no constraint, the published approach, transformers' prefix processor, gentrie, and
+    gentrie with forced runs skipped; then beam search for single items, generate's and gentrie's. Without options the
+    paper's protocol, which takes hours on a CPU.
     """
     from gentrie.bench.table_a2 import Settings, run
-    from gentrie.bench.table_a2_report import table
+    from gentrie.bench.table_a2_report import beam_table, table
 
     # Folding to a terminal's width helps people, not files.
     console = Console(width=None if sys.stdout.isatty() else _TABLE_WIDTH)
@@ -44,6 +46,7 @@ def table_a2(
         real=real,
         model=model,
         device=device,
+        beams=beams,
         threads=threads,
         seed=seed,
         **{name: value for name, value in chosen.items() if value is not None},
@@ -53,5 +56,7 @@ def table_a2(
         console.print(f"cut: {cut}")
     result = run(settings, progress=True)
     console.print(table(result))
+    if beams:
+        console.print(beam_table(result))
     for written in result.write(output):
         console.print(f"wrote {written}")

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     LogitsProcessorList,
     PrefixConstrainedLogitsProcessor,
     StoppingCriteria,
@@ -24,8 +22,10 @@ from gentrie import TokenTrie, TrieMatcher
 from gentrie.bench.baselines.dict_trie import DictTrie
 from gentrie.bench.baselines.published import PublishedLookup, PublishedProcessor
 from gentrie.bench.baselines.transformers_prefix import DictTriePrefix
+from gentrie.bench.beams import measure_scopes
 from gentrie.bench.catalogs import TokenisedCatalog, tokenised_catalogs
 from gentrie.bench.harness import Spread, in_turns, torch_threads
+from gentrie.bench.models import Model, build_model, shape_of
 from gentrie.bench.responses import Answer, ControlTokens, ScriptProcessor, write_answers
 from gentrie.bench.table_a2 import (
     GENTRIE,
@@ -39,36 +39,9 @@ from gentrie.bench.table_a2 import (
 )
 from gentrie.generation import TrieLogitsProcessor, generate_with_items
 
-MODELS: Mapping[str, Mapping[str, Any]] = {
-    # Small enough that constraining takes about the share of a step that it takes in the paper.
-    "small": {
-        "vocab_size": 131_072,
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-        "dtype": torch.float32,
-    },
-    "llama-3-8b": {
-        "vocab_size": 128_256,
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500_000.0,
-        "tie_word_embeddings": False,
-        "dtype": torch.bfloat16,
-    },
-}
-
 Processor: TypeAlias = Callable[..., torch.Tensor]
-Model: TypeAlias = Any
-"""A ``LlamaForCausalLM``; transformers' own annotations do not let one call its ``generate``."""
+# Prompts of a beam search.
+_BEAM_PROMPTS = 2
 
 
 def measure(settings: Settings, *, progress: bool = False) -> dict[str, CatalogFigures]:
@@ -76,51 +49,11 @@ def measure(settings: Settings, *, progress: bool = False) -> dict[str, CatalogF
     device = torch.device(settings.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {settings.device!r} is asked for, but torch sees no CUDA device")
-    vocab_size = _shape(settings.model)["vocab_size"]
+    vocab_size = shape_of(settings.model)["vocab_size"]
     catalogs = tokenised_catalogs(settings.catalogs, vocab_size, settings.real, progress=progress)
     widest = max((catalog.vocab_size for catalog in catalogs), default=0)
     model = build_model(settings.model, device, at_least=widest, seed=settings.seed)
     return {catalog.name: _measure_catalog(catalog, model, settings, progress=progress) for catalog in catalogs}
-
-
-def build_model(name: str, device: torch.device, *, at_least: int = 0, seed: int = 0) -> Model:
-    """Build one of ``MODELS`` with random weights, made on ``device``.
-
-    Parameters
-    ----------
-    name
-        The model.
-    device
-        Where it is to run.
-    at_least
-        Widens a vocabulary that is smaller.
-    seed
-        Seed of the weights.
-
-    Raises
-    ------
-    ValueError
-        There is no such model.
-    """
-    shape = _shape(name)
-    dtype = shape.pop("dtype")
-    shape["vocab_size"] = max(shape["vocab_size"], at_least)
-    config = LlamaConfig(**shape, bos_token_id=None, eos_token_id=None)
-    before = torch.get_default_dtype()
-    torch.manual_seed(seed)
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            model: Model = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
-    return model.eval()
-
-
-def _shape(name: str) -> dict[str, Any]:
-    if name not in MODELS:
-        raise ValueError(f"model: {name!r} is not one of {', '.join(MODELS)}")
-    return dict(MODELS[name])
 
 
 def _measure_catalog(catalog: TokenisedCatalog, model: Model, settings: Settings, *, progress: bool) -> CatalogFigures:
@@ -148,6 +81,13 @@ def _measure_catalog(catalog: TokenisedCatalog, model: Model, settings: Settings
         for _ in range(settings.repetitions):
             for name, figures in bench.repetition(timed, bar).items():
                 rounds[name].append(figures)
+        beam_search = measure_scopes(
+            model,
+            trie,
+            torch.from_numpy(np.stack([answer.prompt for answer in answers[:_BEAM_PROMPTS]])).to(device),
+            beams=settings.beams,
+            repetitions=settings.repetitions,
+        )
     inside = sum(int(answer.inside.sum()) for answer in timed)
     return CatalogFigures(
         items=catalog.num_items,
@@ -156,6 +96,7 @@ def _measure_catalog(catalog: TokenisedCatalog, model: Model, settings: Settings
         tokens_outside=sum(len(answer.tokens) for answer in timed) - inside,
         tokens_branching=sum(_branching(trie, control, answer) for answer in timed),
         methods=_summarise(rounds),
+        beam_search=beam_search,
     )
 
 
@@ -381,8 +322,6 @@ def _summarise(rounds: Mapping[str, list[dict[str, float]]]) -> dict[str, Method
     summary = {}
     for name, taken in rounds.items():
         spreads = {figure: Spread.of([figures[figure] for figures in taken]) for figure in taken[0]}
-        slowdown = Spread.of(
-            [1 - figures["tokens_per_second"] / base for figures, base in zip(taken, free, strict=True)]
-        )
-        summary[name] = MethodFigures(slowdown=slowdown, **spreads)
+        speedup = Spread.of([figures["tokens_per_second"] / base for figures, base in zip(taken, free, strict=True)])
+        summary[name] = MethodFigures(speedup=speedup, **spreads)
     return summary

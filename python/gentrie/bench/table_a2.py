@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gentrie._optional import require
 from gentrie.bench.harness import Spread, circumstances, write_json
+
+if TYPE_CHECKING:
+    from gentrie.bench.beams import BeamFigures
 
 UNCONSTRAINED = "unconstrained"
 PUBLISHED = "published approach"
@@ -58,7 +61,7 @@ class Settings:
     real
         JSON lines of a real catalog (``item_id``, ``title``) to run beside them.
     model
-        Name of a model of ``gentrie.bench.measure.MODELS``; its weights are random.
+        Name of a model of ``gentrie.bench.models.MODELS``; its weights are random.
     device
         torch device of model and logits.
     answers
@@ -69,6 +72,8 @@ class Settings:
         Answers given before, untimed.
     prompt_tokens
         Length of each prompt.
+    beams
+        Beams of the beam searches that are timed besides; 0 for none.
     threads
         Threads of torch's operators on the CPU.
     seed
@@ -83,6 +88,7 @@ class Settings:
     repetitions: int = 5
     warmup: int = 5
     prompt_tokens: int = 300
+    beams: int = 10
     threads: int = 1
     seed: int = 0
 
@@ -90,8 +96,9 @@ class Settings:
         for name in ("answers", "repetitions", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup must not be negative, got {self.warmup}")
+        for name in ("warmup", "beams"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.prompt_tokens < 16:
             raise ValueError(f"prompt_tokens must be at least 16, got {self.prompt_tokens}")
         for catalog in self.catalogs:
@@ -120,8 +127,8 @@ class MethodFigures:
     ----------
     tokens_per_second
         From the first token of an answer to its last.
-    slowdown
-        Share of the unconstrained speed of the same repetition that is lost.
+    speedup
+        Over the unconstrained speed of the same repetition, times; below 1 where constraint costs speed.
     lookup_ms_inside
         Finding the allowed tokens of a step inside an item, milliseconds.
     lookup_ms_outside
@@ -136,11 +143,11 @@ class MethodFigures:
         The same outside items.
     call_share
         The processor's share of the time from the first token to the last. Taken within the same steps, it is
-        steadier than the slowdown, a difference between runs.
+        steadier than the speed-up, which compares runs.
     """
 
     tokens_per_second: Spread
-    slowdown: Spread
+    speedup: Spread
     lookup_ms_inside: Spread | None = None
     lookup_ms_outside: Spread | None = None
     lookup_ms_first_item: Spread | None = None
@@ -168,6 +175,8 @@ class CatalogFigures:
         Tokens inside items with more than one valid choice; the others are forced.
     methods
         Figures by method.
+    beam_search
+        Beam searches for items as the whole response, by scope.
     """
 
     items: int
@@ -176,11 +185,17 @@ class CatalogFigures:
     tokens_outside: int
     tokens_branching: int
     methods: Mapping[str, MethodFigures]
+    beam_search: Mapping[str, BeamFigures] = field(default_factory=dict)
 
     @property
     def bound(self) -> float:
         """How many times as fast as without constraint an answer can be where forced tokens cost nothing."""
         return (self.tokens_inside + self.tokens_outside) / (self.tokens_outside + self.tokens_branching)
+
+    @property
+    def share_of_bound(self) -> Spread:
+        """Speed-up with forced runs skipped, as a share of the bound."""
+        return Spread.of([times / self.bound for times in self.methods[SKIPPING].speedup.rounds])
 
 
 @dataclass(frozen=True)
@@ -209,7 +224,10 @@ class Result:
                 "settings": asdict(replace(self.settings, real=None)),
                 "cuts": self.settings.cuts(),
                 "circumstances": self.circumstances,
-                "catalogs": self.catalogs,
+                "catalogs": {
+                    name: {**asdict(figures), "bound": figures.bound, "share_of_bound": figures.share_of_bound}
+                    for name, figures in self.catalogs.items()
+                },
                 "paper": PAPER,
             },
         )

@@ -6,6 +6,7 @@ require("torch", extra="hf")
 require("transformers", extra="hf")
 
 from gentrie.generation.beam_results import BeamSearchResult, BeamStats  # noqa: E402
+from gentrie.generation.beam_rollouts import beam_rollouts  # noqa: E402
 from gentrie.generation.beam_rows import BeamItems, BeamRows, BeamStep  # noqa: E402
 from gentrie.generation.beam_search import beam_search  # noqa: E402
 from gentrie.generation.beam_stepper import BeamStepper  # noqa: E402
@@ -15,7 +16,8 @@ from gentrie.generation.generate_with_items import TextWithItems, generate_with_
 from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: E402
 from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
 from gentrie.generation.logits_processor import TrieLogitsProcessor  # noqa: E402
-from gentrie.generation.recommend import Recommendation, recommend  # noqa: E402
+from gentrie.generation.recommend import recommend  # noqa: E402
+from gentrie.generation.recommendation_store import Recommendation, RecommendationStore  # noqa: E402
 from gentrie.generation.response_template import ResponseTemplate  # noqa: E402
 from gentrie.generation.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
 
@@ -29,6 +31,7 @@ __all__ = [
     "BestFirstResult",
     "ItemSamples",
     "Recommendation",
+    "RecommendationStore",
     "ResponseTemplate",
     "TextWithItems",
     "TreeDecoder",
@@ -36,6 +39,7 @@ __all__ = [
     "TrieBeamOutput",
     "TrieLogitsProcessor",
     "add_item_tokens",
+    "beam_rollouts",
     "beam_search",
     "best_first_search",
     "generate_with_items",

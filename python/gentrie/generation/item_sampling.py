@@ -23,14 +23,14 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ItemSamples:
-    """What was drawn for each prompt, in the order of the draws.
+    """Distinct items for each prompt: in the order of the draws, or from :func:`beam_rollouts` the most probable first.
 
     Attributes
     ----------
     sequences
         For each prompt, token ids of each item, end token included; all distinct.
     log_probs
-        For each prompt float64 [drawn]: exact log-probability of each item, as if it were drawn alone.
+        For each prompt float64 [items]: exact log-probability of each item, as if it were drawn alone.
     token_log_probs
         For each prompt and item float64 [tokens]; 0 for forced tokens.
     item_ids

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,22 +11,10 @@ import torch
 from tqdm import tqdm
 
 from gentrie import _validate
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The items of one prompt, best first.
-
-    Attributes
-    ----------
-    item_ids
-        For each sequence found, the items that share it.
-    scores
-        The score of each sequence.
-    """
-
-    item_ids: list[list[int]]
-    scores: list[float]
+from gentrie.generation.custom_generate import TrieBeamOutput
+from gentrie.generation.generate_with_items import TextWithItems
+from gentrie.generation.item_sampling import ItemSamples
+from gentrie.generation.recommendation_store import Recommendation, RecommendationStore
 
 
 def recommend(
@@ -41,6 +25,7 @@ def recommend(
     pad_token_id: int = 0,
     device: torch.device | str = "cpu",
     folder: str | os.PathLike[str] | None = None,
+    label: str = "",
     progress: bool = True,
 ) -> list[Recommendation]:
     """Search items for every prompt.
@@ -49,15 +34,24 @@ def recommend(
     or not at all. With ``folder`` each batch is written as it is done, and a call that was interrupted goes on where
     it stopped, with any number of processes. Where ``torch.distributed`` is initialised (under ``accelerate launch``,
     ``accelerate.PartialState()`` does it) every process takes its share of the batches and all return all results.
+    ``examples/recommend_ray.py`` does the same on Ray Data.
+
+    Any search here serves, bound to its model and catalog::
+
+        functools.partial(beam_search, model, trie=trie, beam_width=10)
+        functools.partial(best_first_search, model, trie=trie)
+        functools.partial(sample_items, model, trie=trie, num_samples=10)
+        functools.partial(generate_with_items, model, trie=trie, begin_token_id=soi, max_new_tokens=256)
+        functools.partial(model.generate, custom_generate=trie_beam_search, trie=trie, num_beams=10,
+                          num_return_sequences=10, return_dict_in_generate=True)
 
     Parameters
     ----------
     prompts
         Token ids of each prompt.
     search
-        ``search(input_ids, attention_mask=mask)`` for a batch padded on the left, int64 [P, T] each; returns what the
-        searches here do, with ``item_ids`` and ``sequences_scores`` for each prompt. For example
-        ``functools.partial(best_first_search, model, trie=trie)``.
+        ``search(input_ids, attention_mask=mask)`` for a batch padded on the left, int64 [P, T] each; returns what one
+        of the searches here does, or anything with ``item_ids`` and ``sequences_scores`` for each prompt.
     batch_size
         Prompts in a call.
     pad_token_id
@@ -65,7 +59,11 @@ def recommend(
     device
         Where the batches are made.
     folder
-        For the results, JSON lines in one file a process; made where missing. Needed with several processes.
+        For the results, see :class:`RecommendationStore`; made where missing. Needed with several processes, which all
+        must see it.
+    label
+        What the results depend on besides the prompts, in words of one's own; a folder that was filled under another
+        label is refused. Without it the caller answers for using a folder with one search only.
     progress
         Show a progress bar on stderr, of the first process.
 
@@ -76,7 +74,10 @@ def recommend(
     Raises
     ------
     ValueError
-        For an empty prompt, naming it; a folder that holds results of other prompts; several processes without one.
+        For an empty prompt, naming it; a folder that holds results of other prompts or another label; several processes
+        without one; a search that returns another number of results than it was given prompts.
+    TypeError
+        For a search that returns something without items.
     OSError
         If the folder cannot be written.
     """
@@ -89,7 +90,7 @@ def recommend(
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     if world > 1 and folder is None:
         raise ValueError(f"folder is missing: {world} processes exchange their results through it")
-    store = None if folder is None else _Store(Path(folder), rank, rows)
+    store = None if folder is None else RecommendationStore(folder, rows, label=label, rank=rank)
     done = {} if store is None else store.read()
     if world > 1:
         torch.distributed.barrier()  # all have read the same before any writes
@@ -98,8 +99,10 @@ def recommend(
     with tqdm(total=sum(map(len, batches)), unit="prompt", disable=not progress or rank > 0) as bar:
         for batch in batches:
             ids, mask = _padded([rows[number] for number in batch], pad_token_id, device)
-            result = search(ids, attention_mask=mask)
-            found = dict(zip(batch, _recommendations(result), strict=True))
+            answers = list(_recommendations(search(ids, attention_mask=mask)))
+            if len(answers) != len(batch):
+                raise ValueError(f"search returned {len(answers)} results for {len(batch)} prompts")
+            found = dict(zip(batch, answers, strict=True))
             done |= found
             if store is not None:
                 store.write(found)
@@ -124,55 +127,16 @@ def _padded(
 
 
 def _recommendations(result: Any) -> Iterator[Recommendation]:
-    for items, scores in zip(result.item_ids, result.sequences_scores, strict=True):
-        yield Recommendation([[int(item) for item in same] for same in items], [float(score) for score in scores])
-
-
-class _Store:
-    """JSON lines, one file a process: a header that names the prompts, then one line a prompt."""
-
-    def __init__(self, folder: Path, rank: int, rows: list[_validate.Int64Array]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._own = folder / f"part-{rank}.jsonl"
-        self._begun = False
-        digest = hashlib.sha256()
-        for row in rows:
-            digest.update(row.size.to_bytes(8, "little") + row.tobytes())
-        self._header = {"prompts": digest.hexdigest(), "num_prompts": len(rows)}
-
-    def read(self) -> dict[int, Recommendation]:
-        """Everything that any process has written."""
-        done: dict[int, Recommendation] = {}
-        for path in sorted(self._folder.glob("part-*.jsonl")):
-            # What an interrupted write left behind the last line break is no line.
-            lines = path.read_bytes().split(b"\n")[:-1]
-            if not lines:
-                continue
-            if json.loads(lines[0]) != self._header:
-                raise ValueError(f"folder: {path} holds results of other prompts")
-            for line in lines[1:]:
-                entry = json.loads(line)
-                done[entry["prompt"]] = Recommendation(entry["item_ids"], entry["scores"])
-        return done
-
-    def write(self, found: dict[int, Recommendation]) -> None:
-        """Append a batch, and wait until it is on the disk."""
-        lines = [] if self._begin() else [json.dumps(self._header)]
-        for number, one in found.items():
-            lines.append(json.dumps({"prompt": number, "item_ids": one.item_ids, "scores": one.scores}))
-        with open(self._own, "ab") as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _begin(self) -> bool:
-        """Whether the file has a header; the first time, what an interrupted write left behind is cut off."""
-        if not self._begun:
-            self._begun = True
-            if not self._own.exists():
-                return False
-            whole = self._own.read_bytes().rfind(b"\n") + 1
-            os.truncate(self._own, whole)
-            return whole > 0
-        return True
+    if isinstance(result, TrieBeamOutput):
+        result = result.items
+    scores: Sequence[Sequence[float]]
+    if isinstance(result, TextWithItems):
+        item_ids, scores = result.items, [[]] * len(result.items)
+    elif isinstance(result, ItemSamples):
+        item_ids, scores = result.item_ids, [own.tolist() for own in result.log_probs]
+    elif hasattr(result, "item_ids") and hasattr(result, "sequences_scores"):
+        item_ids, scores = result.item_ids, result.sequences_scores
+    else:
+        raise TypeError(f"search returned a {type(result).__name__}, without item_ids and sequences_scores")
+    for items, own in zip(item_ids, scores, strict=True):
+        yield Recommendation([[int(item) for item in same] for same in items], [float(score) for score in own])
