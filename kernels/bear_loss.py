@@ -340,17 +340,28 @@ def _(
     return *_empty_results(logits, labels), torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op(
-    "gentrie::scale_rows_", mutates_args=("values",), schema="(Tensor(a!) values, Tensor? rows, Tensor factors) -> ()"
-)
-def scale_rows_op(values: torch.Tensor, rows: torch.Tensor | None, factors: torch.Tensor) -> None:
+def _scale_rows(values: torch.Tensor, rows: torch.Tensor | None, factors: torch.Tensor) -> None:
     """Multiply rows in place; on CUDA those with a factor of 1 are not touched."""
     if values.is_cuda and usable():
         launch_scale_rows(values, rows, factors)
     elif rows is None:
-        values *= factors[:, None].to(values.dtype)
+        values.copy_(values.to(factors.dtype) * factors[:, None])
     else:
         values[rows] = (values[rows].to(factors.dtype) * factors[:, None]).to(values.dtype)
+
+
+@torch.library.custom_op(
+    "gentrie::scale_rows", mutates_args=(), schema="(Tensor values, Tensor? rows, Tensor factors) -> Tensor"
+)
+def scale_rows_op(values: torch.Tensor, rows: torch.Tensor | None, factors: torch.Tensor) -> torch.Tensor:
+    scaled = values.clone()
+    _scale_rows(scaled, rows, factors)
+    return scaled
+
+
+@scale_rows_op.register_fake
+def _(values: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(values)
 
 
 def launch_scale_rows(values: torch.Tensor, rows: torch.Tensor | None, factors: torch.Tensor) -> None:
@@ -380,35 +391,44 @@ def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 13
     gradient, rows = ctx.saved_tensors
-    scale_rows_op(gradient, rows, grad.contiguous())
-    return gradient, *(None,) * 12
+    return scale_rows_op(gradient, rows, grad.contiguous()), *(None,) * 12
 
 
 bear_loss_op.register_autograd(_backward, setup_context=_setup)
 
 
-class _InPlace(torch.autograd.Function):
-    """The same with the gradient in the place of the logits."""
+class _Eager(torch.autograd.Function):
+    """Outside torch.compile: the gradient is kept in one buffer, which may be the logits', and scaled there.
+
+    A second backward computes it again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, *arguments: Any) -> BearLosses:
-        into = logits.detach()
-        results = _run(into, labels, *arguments, into=into)
-        torch.autograd.graph.increment_version(logits)
-        ctx.save_for_backward(arguments[0])
-        ctx.gradient = into
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, inplace: bool, *arguments: Any
+    ) -> tuple[torch.Tensor, ...]:
+        values = logits.detach()
+        into = values if inplace else torch.empty_like(values, memory_format=torch.contiguous_format)
+        results = _run(values, labels, *arguments, into=into)
+        if inplace:
+            torch.autograd.graph.increment_version(logits)
+        ctx.gradient, ctx.inplace, ctx.numbers = into, inplace, arguments[6:]
+        ctx.save_for_backward(None if inplace else logits, labels, *arguments[:6])
         ctx.mark_non_differentiable(*results[1:])
         return tuple(results)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-        (rows,) = ctx.saved_tensors
+        logits, labels, rows, *others = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None and ctx.inplace:
+            raise RuntimeError("bear_loss(..., inplace_backward=True) has one backward: it gave its gradient away")
         if gradient is None:
-            raise RuntimeError("bear_loss(..., inplace_backward=True) has given its gradient away: it has one backward")
-        scale_rows_op(gradient, rows, grad.contiguous())
-        return gradient, *(None,) * 12
+            gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            _run(logits, labels, rows, *others, *ctx.numbers, into=gradient)
+        _scale_rows(gradient, rows, grad.contiguous())
+        return gradient, *(None,) * 13
 
 
 def bear_loss(
@@ -432,8 +452,8 @@ def bear_loss(
 
     The formulas are those of :func:`gentrie.training.bear_loss`. The gradient of the sum of ``losses`` is the one
     logits-sized tensor beside the logits, in their dtype and contiguous; what comes in from behind multiplies it row by
-    row in place, which costs nothing where it is 1. So the graph has one backward: a second one raises torch's error
-    about a tensor changed in place. Repeated calls give equal bits. On CUDA nothing waits for the device.
+    row in place, which costs nothing where it is 1 (under torch.compile into a second tensor). Repeated calls give equal
+    bits. On CUDA nothing waits for the device.
 
     Parameters
     ----------
@@ -450,13 +470,15 @@ def bear_loss(
     weights
         [n], factors of the losses; default ones.
     inplace_backward
-        The logits hold their gradient afterwards, and nothing of their size is allocated. Autograd refuses a backward
-        of anything else that had saved them.
+        The logits hold their gradient after the call, and nothing of their size is allocated; autograd refuses the
+        backward of any other operation that saved them. Without effect under torch.compile.
 
     Raises
     ------
     ValueError
         For shapes that do not fit, and an unknown form or sign.
+    RuntimeError
+        By a second backward of one graph under ``inplace_backward``.
     """
     _plain.check_rows(logits, rows, indptr, tokens, node, labels)
     if logits.dim() != 2:
@@ -467,10 +489,7 @@ def bear_loss(
         raise ValueError(f"form={form!r}, sign={sign!r}: expected regularized or reweighted, positive or negative")
     if weights is not None and weights.shape != labels.shape:
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected {list(labels.shape)}")
-    run = _InPlace.apply if inplace_backward else bear_loss_op
-    losses, log_probs, log_thresholds, *_ = run(
-        logits,
-        labels,
+    arguments = (
         rows,
         indptr,
         tokens,
@@ -483,4 +502,8 @@ def bear_loss(
         form,
         sign,
     )
+    if torch.compiler.is_compiling():
+        losses, log_probs, log_thresholds, _ = bear_loss_op(logits, labels, *arguments)
+    else:
+        losses, log_probs, log_thresholds = _Eager.apply(logits, labels, inplace_backward, *arguments)
     return BearLosses(losses, log_probs.detach(), log_thresholds.detach())
