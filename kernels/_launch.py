@@ -14,6 +14,9 @@ import torch
 
 from gentrie.kernels._triton import HAS_TRITON
 
+WIDEN = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether products have to widen bfloat16 after the load: Triton's interpreter gives wrong ones without a word."""
+
 
 @cache
 def usable() -> bool:

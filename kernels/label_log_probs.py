@@ -85,7 +85,7 @@ def write_tokens(
         values = slope(x, column == label, logsumexp, scale, tau).to(into.dtype.element_ty)
         tl.debug_barrier()
         tl.store(into + (begin + lane).to(tl.int64) * into_stride, values, mask=inside)
-    high = width
+    high = count * 0 + width
     for step in range(0, count, NARROW):
         begin = (count - 1) // NARROW * NARROW - step
         inside = begin + lane < count
