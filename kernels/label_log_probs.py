@@ -36,14 +36,14 @@ def fill_zeros(into, stride, low, high, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def slope(x, is_label, logsumexp, scale, tau):
-    """``scale`` times the derivative of the label's log-probability by the logits x, times tau."""
-    return scale * (is_label.to(x.dtype) - tl.exp2((x / tau - logsumexp) * 1.4426950408889634))
+def slope(x, is_label, logsumexp, scale, inverse):
+    """``scale`` times the derivative of the label's log-probability by the scaled logits, ``x * inverse``."""
+    return scale * (tl.where(is_label, 1.0, 0.0) - tl.exp2((x * inverse - logsumexp) * 1.4426950408889634))
 
 
 @triton.jit
 def write_columns(
-    at, column_stride, into, into_stride, count, label, logsumexp, scale, tau, BLOCK: tl.constexpr, SUM: tl.constexpr
+    at, column_stride, into, into_stride, count, label, logsumexp, scale, inverse, BLOCK: tl.constexpr, SUM: tl.constexpr
 ):
     """The gradient of columns 0 to count."""
     lane = tl.arange(0, BLOCK)
@@ -51,7 +51,7 @@ def write_columns(
     for begin in range(0, count, BLOCK):
         inside = lane < (count - begin).to(tl.int32)
         x = tl.load(source + begin * column_stride, mask=inside, other=0.0).to(SUM)
-        values = slope(x, begin + lane == label, logsumexp, scale, tau)
+        values = slope(x, lane == (label - begin).to(tl.int32), logsumexp, scale, inverse)
         tl.store(target + begin * into_stride, values.to(into.dtype.element_ty), mask=inside)
 
 
@@ -67,7 +67,7 @@ def write_tokens(
     label,
     logsumexp,
     scale,
-    tau,
+    inverse,
     BLOCK: tl.constexpr,
     NARROW: tl.constexpr,
     SUM: tl.constexpr,
@@ -82,7 +82,7 @@ def write_tokens(
         inside = begin + lane < count
         column = tl.load(tokens + begin + lane, mask=inside, other=0).to(tl.int64)
         x = tl.load(at + column * column_stride, mask=inside, other=0.0).to(SUM)
-        values = slope(x, column == label, logsumexp, scale, tau).to(into.dtype.element_ty)
+        values = slope(x, column == label, logsumexp, scale, inverse).to(into.dtype.element_ty)
         tl.debug_barrier()
         tl.store(into + (begin + lane).to(tl.int64) * into_stride, values, mask=inside)
     high = count * 0 + width
@@ -122,7 +122,8 @@ def write_row(
     SUM: tl.constexpr,
 ):
     """One row of the gradient: ``scale / tau`` times that of the label's log-probability."""
-    scale = scale / tau
+    inverse = 1.0 / tau
+    scale = scale * inverse
     if GATHERS:
         if kind >= 0:
             write_tokens(
@@ -136,15 +137,15 @@ def write_row(
                 label,
                 logsumexp,
                 scale,
-                tau,
+                inverse,
                 BLOCK,
                 NARROW,
                 SUM,
             )
         else:
-            write_columns(at, column_stride, into, into_stride, count, label, logsumexp, scale, tau, BLOCK, SUM)
+            write_columns(at, column_stride, into, into_stride, count, label, logsumexp, scale, inverse, BLOCK, SUM)
     else:
-        write_columns(at, column_stride, into, into_stride, count, label, logsumexp, scale, tau, BLOCK, SUM)
+        write_columns(at, column_stride, into, into_stride, count, label, logsumexp, scale, inverse, BLOCK, SUM)
 
 
 @triton.jit

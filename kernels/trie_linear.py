@@ -311,8 +311,13 @@ def launch_trie_linear(
     if values.numel() == 0:
         return
     num_rows, num_tokens = group_rows.diff(), group_tokens.diff()
+    native = hidden.dtype == weight.dtype != torch.float32 and not WIDEN
+    most_tokens = 128 if native else 64  # float32 products do without tensor cores, in registers
     with on_device(hidden):
-        for block_rows, block_tokens, only in ((_SMALL, 64, num_rows <= _SMALL), (_LARGE, 128, num_rows > _SMALL)):
+        for block_rows, block_tokens, only in (
+            (_SMALL, 64, num_rows <= _SMALL),
+            (_LARGE, most_tokens, num_rows > _SMALL),
+        ):
             across = (num_tokens + block_tokens - 1) // block_tokens
             trie_linear_kernel[(_num_programs(hidden.device),)](
                 hidden,
@@ -336,10 +341,10 @@ def launch_trie_linear(
                 HAS_BIAS=bias is not None,
                 HAS_ROWS=rows is not None,
                 CAPPED=softcap is not None,
-                NATIVE=hidden.dtype == weight.dtype != torch.float32 and not WIDEN,
+                NATIVE=native,
                 BLOCK_ROWS=block_rows,
                 BLOCK_TOKENS=block_tokens,
-                BLOCK_SIZE=64,
+                BLOCK_SIZE=64 if native else 32,
                 num_warps=4,
                 num_stages=3,
             )
