@@ -43,7 +43,17 @@ def slope(x, is_label, logsumexp, scale, inverse):
 
 @triton.jit
 def write_columns(
-    at, column_stride, into, into_stride, count, label, logsumexp, scale, inverse, BLOCK: tl.constexpr, SUM: tl.constexpr
+    at,
+    column_stride,
+    into,
+    into_stride,
+    count,
+    label,
+    logsumexp,
+    scale,
+    inverse,
+    BLOCK: tl.constexpr,
+    SUM: tl.constexpr,
 ):
     """The gradient of columns 0 to count."""
     lane = tl.arange(0, BLOCK)
@@ -337,7 +347,14 @@ def label_log_probs_op(
 
 @label_log_probs_op.register_fake
 def _(
-    logits: torch.Tensor, labels: torch.Tensor, rows: Any, indptr: Any, tokens: Any, node: Any, tau: Any, beam_width: int
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    rows: Any,
+    indptr: Any,
+    tokens: Any,
+    node: Any,
+    tau: Any,
+    beam_width: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     totals = logits.new_empty(labels.shape[0], dtype=_plain.sum_dtype(logits))
     return torch.empty_like(totals), totals.new_empty(labels.shape[0] if beam_width else 0), totals

@@ -211,7 +211,20 @@ def topb_threshold_kernel(
         at = logits + i * row_stride
     temperature = row_tau(tau, kind, HAS_TAU, SUM)
     logsumexp, threshold = scan_row(
-        at, column_stride, tokens, start, count, kind, beam_width, temperature, GATHERS, RANKS, BLOCK, NARROW, GROUP, SUM
+        at,
+        column_stride,
+        tokens,
+        start,
+        count,
+        kind,
+        beam_width,
+        temperature,
+        GATHERS,
+        RANKS,
+        BLOCK,
+        NARROW,
+        GROUP,
+        SUM,
     )
     tl.store(totals + i, logsumexp)
     if RANKS > 0:
