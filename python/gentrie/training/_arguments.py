@@ -19,12 +19,14 @@ Normalizer = str | float | torch.Tensor
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def logits_source(logits: object, labels: object, trie: TokenTrie | None) -> tuple[LogitsSource, torch.Tensor]:
+def logits_source(
+    logits: object, labels: object, trie: TokenTrie | None, inplace: bool = False
+) -> tuple[LogitsSource, torch.Tensor]:
     """Logits [..., V] as rows, and labels [...] as a tensor."""
     values = _floats("logits", logits)
     tokens = _labels(labels, "logits", values)
     _check_width("logits", values.shape[-1], trie)
-    return LogitsSource(values.reshape(-1, values.shape[-1])), tokens
+    return LogitsSource(values.reshape(-1, values.shape[-1]), inplace), tokens
 
 
 def hidden_source(

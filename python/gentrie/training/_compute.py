@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 
 from gentrie import _validate
-from gentrie.training import _arguments
+from gentrie.training import _arguments, _device
+from gentrie.training._logits import LogitsSource
 from gentrie.training._moments import first_logits
 from gentrie.training._reduce import LossStats, Reducer, Reduction
 from gentrie.training._rows import LabelRows, OnInvalid, Scope
-from gentrie.training._scores import Scores, Source
+from gentrie.training._scores import Scores, Source, Tau
 from gentrie.trie import TokenTrie
 
 ScopeName = Literal["trie", "vocab"]
@@ -30,6 +31,11 @@ class Objective(Protocol):
     @property
     def beam_width(self) -> int | None:
         """B of the threshold, None where none is needed."""
+        ...
+
+    @property
+    def one_pass(self) -> _device.OnePass | None:
+        """How a kernel computes the losses together with their gradient, None where none does."""
         ...
 
     def restricted(self, rows: LabelRows) -> npt.NDArray[np.bool_]:
@@ -71,7 +77,7 @@ def loss(
         token_weights=token_weights,
         sequence_weights=sequence_weights,
     )
-    scope, scores = scored(
+    scope, temperature = looked_up(
         source,
         labels,
         trie,
@@ -81,8 +87,18 @@ def loss(
         ignore_index=ignore_index,
         on_invalid=on_invalid,
     )
-    losses, weights = objective.losses(scores, scope)
-    value, divisor = reducer(losses, scope, weights)
+    with torch.no_grad():  # before the logits may become their gradient
+        moments = first_logits(source, scope, trie) if return_stats and trie is not None else None
+    how = objective.one_pass if isinstance(source, LogitsSource) and source.in_one_pass else None
+    ahead = None if how is None else reducer.ahead(scope, source)
+    if isinstance(source, LogitsSource) and how is not None and ahead is not None:
+        factors, divisor = ahead
+        losses, scores = source.lose(scope, temperature, how, factors)
+        value = losses.sum()
+    else:
+        scores = source.score(scope, temperature, objective.beam_width)
+        losses, weights = objective.losses(scores, scope)
+        value, divisor = reducer(losses, scope, weights)
     if not return_stats:
         return value
     with torch.no_grad():
@@ -94,7 +110,7 @@ def loss(
             num_invalid=scope.rows.num_invalid,
             normalizer=divisor,
             mean_log_prob=scores.log_prob.detach().sum() / max(1, num_labels),
-            first_logits=None if trie is None else first_logits(source, scope, trie),
+            first_logits=moments,
             **objective.describe(scores, scope),
         )
     return value, stats
@@ -112,6 +128,31 @@ def scored(
     on_invalid: OnInvalid,
 ) -> tuple[Scope, Scores]:
     """Look the labels up and score them."""
+    scope, temperature = looked_up(
+        source,
+        labels,
+        trie,
+        objective,
+        states=states,
+        tau=tau,
+        ignore_index=ignore_index,
+        on_invalid=on_invalid,
+    )
+    return scope, source.score(scope, temperature, objective.beam_width)
+
+
+def looked_up(
+    source: Source,
+    labels: torch.Tensor,
+    trie: TokenTrie | None,
+    objective: Objective,
+    *,
+    states: object,
+    tau: object,
+    ignore_index: int,
+    on_invalid: OnInvalid,
+) -> tuple[Scope, Tau]:
+    """Look the labels up, and check the temperature."""
     temperature = _arguments.temperature(tau, source.device, source.dtype)
     rows = LabelRows.of(
         trie,
@@ -121,8 +162,7 @@ def scored(
         width=source.width,
         on_invalid=_validate.choice("on_invalid", on_invalid, ("error", "ignore")),
     )
-    scope = Scope.of(rows, objective.restricted(rows), source.device)
-    return scope, source.score(scope, temperature, objective.beam_width)
+    return Scope.of(rows, objective.restricted(rows), source.device), temperature
 
 
 def restricted_by(scope: str, rows: LabelRows) -> npt.NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gentrie.training import _device
 from gentrie.training._head import Head
 from gentrie.training._rows import Narrow, Scope
 from gentrie.training._scores import Scores, Tau, kth_largest
@@ -47,6 +48,14 @@ class HiddenSource:
         return self.head.dtype_with(self.hidden)
 
     def score(self, scope: Scope, tau: Tau, beam_width: int | None) -> Scores:
+        if len(scope.narrow) and _device.takes(self.hidden):
+            scores = _device.score_narrow(self.hidden, self.head, scope.narrow, tau, beam_width)
+            if len(scope) == len(scope.narrow):
+                return scores
+            return scores.followed_by(self._score(_device.without_narrow(scope), tau, beam_width))
+        return self._score(scope, tau, beam_width)
+
+    def _score(self, scope: Scope, tau: Tau, beam_width: int | None) -> Scores:
         head = self.head
         log_prob, threshold = _HiddenScores.apply(  # type: ignore[no-untyped-call]
             self.hidden, head.weight, head.bias, head.softcap, head.scale, scope, tau, beam_width

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gentrie.training import _device
 from gentrie.training._rows import Narrow, Scope, Wide
 from gentrie.training._scores import Scores, Tau, kth_largest, sum_dtype
 
@@ -21,9 +22,10 @@ _SMALL = 1 << 13
 
 @dataclass(frozen=True)
 class LogitsSource:
-    """Logits [rows, width]."""
+    """Logits [rows, width]; ``inplace``: their gradient may take their place."""
 
     logits: torch.Tensor
+    inplace: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -41,9 +43,23 @@ class LogitsSource:
     def dtype(self) -> torch.dtype:
         return sum_dtype(self.logits)
 
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether :meth:`lose` can be called: for a gradient, and in float16 none may underflow before it is scaled."""
+        wanted = self.logits.requires_grad and torch.is_grad_enabled() and self.logits.dtype != torch.float16
+        return wanted and _device.takes(self.logits)
+
     def score(self, scope: Scope, tau: Tau, beam_width: int | None) -> Scores:
-        log_prob, threshold = _LogitsScores.apply(self.logits, scope, tau, beam_width)  # type: ignore[no-untyped-call]
+        if _device.takes(self.logits):
+            return _device.score_logits(self.logits, scope, tau, beam_width)
+        log_prob, threshold = _LogitsScores.apply(  # type: ignore[no-untyped-call]
+            self.logits, scope, tau, beam_width, self.inplace
+        )
         return Scores(log_prob, None if beam_width is None else threshold)
+
+    def lose(self, scope: Scope, tau: Tau, how: _device.OnePass, weights: torch.Tensor) -> tuple[torch.Tensor, Scores]:
+        """Losses [n] times ``weights``, their gradient computed at once, and scores outside the graph."""
+        return _device.lose_logits(self.logits, scope, tau, how, weights, self.inplace)
 
     def gather(self, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return self.logits.detach()[rows[:, None], tokens].to(self.dtype)
@@ -54,7 +70,7 @@ class _LogitsScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, scope: Scope, tau: Tau, beam_width: int | None
+        ctx: Any, logits: torch.Tensor, scope: Scope, tau: Tau, beam_width: int | None, inplace: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = sum_dtype(logits)
         empty = logits.new_zeros(0, dtype=dtype)
@@ -78,16 +94,17 @@ class _LogitsScores(torch.autograd.Function):
                     thresholds.append(kth_largest(scaled, scaled.shape[1], k) - total)
         threshold = torch.cat(thresholds)
         ctx.scope, ctx.tau, ctx.blocks = scope, tau, blocks
+        ctx.inplace = inplace and logits.is_contiguous()
         ctx.save_for_backward(logits, torch.cat(lse))
         ctx.mark_non_differentiable(threshold)
         return torch.cat(log_probs), threshold
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         logits, lse = ctx.saved_tensors
         scope = ctx.scope
-        result = _zeros_like(logits)
+        result = _emptied(logits, scope) if ctx.inplace else _zeros_like(logits)
         by_narrow, by_wide = _divided(grad[: len(scope.narrow)], ctx.tau), grad[len(scope.narrow) :]
         start = 0
         for part, log_probs in ctx.blocks:
@@ -105,7 +122,7 @@ class _LogitsScores(torch.autograd.Function):
                 values *= _divided(by_wide[start:stop], temperature)[:, None]
                 result.index_copy_(0, chunk.row, values.to(result.dtype))
                 start = stop
-        return result, None, None, None
+        return result, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -171,6 +188,16 @@ def _zeros_like(logits: torch.Tensor) -> torch.Tensor:
     zeros = torch.empty_like(logits, memory_format=torch.contiguous_format)
     zeros.view(torch.int16).numpy().view(np.int32 if zeros.element_size() > 2 else np.int16).fill(0)
     return zeros
+
+
+def _emptied(logits: torch.Tensor, scope: Scope) -> torch.Tensor:
+    """The logits themselves, zero in all rows but those scored over the vocabulary, which are read once more."""
+    others = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+    others[scope.wide.row] = False
+    others[scope.free.row] = False
+    result = logits.detach()
+    result[others] = 0
+    return result
 
 
 def _divided(values: torch.Tensor, tau: Tau) -> torch.Tensor:

@@ -11,6 +11,7 @@ from gentrie import _validate
 from gentrie.training import _arguments
 from gentrie.training._moments import LogitMoments
 from gentrie.training._rows import Scope
+from gentrie.training._scores import Source
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -112,6 +113,22 @@ class Reducer:
         if self.sequence_weights is not None:
             product = product * self.sequence_weights.reshape(-1)[row // scope.rows.shape[-1]]
         return product
+
+    def ahead(self, scope: Scope, source: Source) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Factors [n] of the losses whose sum is the loss, and what is in them as divisor.
+
+        None where only the losses tell: without a sum, and where their own weights are summed.
+        """
+        kind = self.normalizer
+        if self.reduction == "none" or (self.reduction == "mean" and isinstance(kind, str) and kind == "weights"):
+            return None
+        factors = torch.ones(len(scope), dtype=source.dtype, device=source.device)
+        given = self.weights(scope, factors)
+        factors = factors if given is None else given
+        if self.reduction == "sum":
+            return factors, torch.ones((), dtype=factors.dtype, device=factors.device)
+        divisor = self._divisor(factors, scope, given, None)
+        return factors / divisor, divisor
 
     def __call__(
         self, losses: torch.Tensor, scope: Scope, weights: torch.Tensor | None = None

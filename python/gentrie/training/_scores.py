@@ -28,6 +28,12 @@ class Scores:
     log_prob: torch.Tensor
     log_threshold: torch.Tensor | None
 
+    def followed_by(self, other: Scores) -> Scores:
+        """The scores of more rows behind these."""
+        thresholds = (self.log_threshold, other.log_threshold)
+        found = [threshold for threshold in thresholds if threshold is not None]
+        return Scores(torch.cat([self.log_prob, other.log_prob]), torch.cat(found) if found else None)
+
 
 class Source(Protocol):
     """Where logits come from: a tensor of them, or hidden states and a head."""

@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 from gentrie import _validate
 from gentrie.training import _arguments, _compute
 from gentrie.training._compute import ScopeName
+from gentrie.training._device import OnePass
 from gentrie.training._reduce import Reduction
 from gentrie.training._rows import LabelRows, OnInvalid, Scope
 from gentrie.training._scores import Scores
@@ -47,6 +48,10 @@ class BearObjective:
     @property
     def published_normalizer(self) -> str:
         return "weights" if self.form == "reweighted" else "labels"
+
+    @property
+    def one_pass(self) -> OnePass:
+        return OnePass(self.beam_width, self.reg_weight, self.reg_temperature, self.form, self.sign)
 
     def restricted(self, rows: LabelRows) -> npt.NDArray[np.bool_]:
         return _compute.restricted_by(self.scope, rows)
@@ -99,6 +104,7 @@ def bear_loss(
     ignore_index: int = -100,
     on_invalid: OnInvalid = "error",
     return_stats: bool = False,
+    inplace_backward: bool = False,
 ) -> Any:
     """The BEAR objective (eq. 3.4 and 3.5) from logits, touching only valid tokens.
 
@@ -158,6 +164,9 @@ def bear_loss(
         ``"error"``, or ``"ignore"`` to drop and count labels that the trie does not allow.
     return_stats
         Return ``(loss, LossStats)``.
+    inplace_backward
+        The gradient may take the place of contiguous logits, which saves a tensor of their size: they are undefined
+        after the call, and the graph has one backward.
 
     Returns
     -------
@@ -170,7 +179,8 @@ def bear_loss(
         A label that is not valid at its state, naming row, token and state, and every argument of wrong type, shape,
         range or device.
     """
-    source, tokens = _arguments.logits_source(logits, labels, _arguments.trie(trie))
+    _validate.choice("inplace_backward", inplace_backward, (False, True))
+    source, tokens = _arguments.logits_source(logits, labels, _arguments.trie(trie), inplace_backward)
     return _compute.loss(
         source,
         tokens,

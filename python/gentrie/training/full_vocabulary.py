@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from gentrie.training import _arguments, _compute
+from gentrie.training._device import OnePass
 from gentrie.training._reduce import Reduction
 from gentrie.training._rows import LabelRows, Scope
 from gentrie.training._scores import Scores
@@ -23,6 +24,7 @@ class LikelihoodObjective:
 
     beam_width = None
     published_normalizer = "labels"
+    one_pass = OnePass()
 
     def restricted(self, rows: LabelRows) -> npt.NDArray[np.bool_]:
         return _compute.restricted_by(self.scope, rows)

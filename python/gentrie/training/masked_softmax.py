@@ -11,6 +11,7 @@ import torch
 
 from gentrie import _validate
 from gentrie.training import _arguments, _compute
+from gentrie.training._device import OnePass
 from gentrie.training._reduce import Reduction
 from gentrie.training._rows import LabelRows, OnInvalid, Scope
 from gentrie.training._scores import Scores
@@ -40,6 +41,10 @@ class MaskedSoftmaxObjective:
         _validate.choice("focal_rows", self.focal_rows, ("restricted", "all"))
         if self.focal_gamma is not None and _arguments.finite("focal_gamma", self.focal_gamma) < 0:
             raise ValueError(f"focal_gamma={self.focal_gamma} is negative")
+
+    @property
+    def one_pass(self) -> OnePass | None:
+        return OnePass() if self.focal_gamma is None else None
 
     @property
     def published_normalizer(self) -> str:

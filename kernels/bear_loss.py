@@ -1,0 +1,509 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+"""BEAR's loss and its gradient from logits, by one read and one write of a row.
+
+BEAR (SIGIR 2026, arXiv 2601.22925, eq. 3.4 and 3.5). One program takes one row: it reads it for the logsumexp and the
+B-th largest logit (:mod:`gentrie.kernels.topb_threshold`), and again, from the L2 cache, to write its gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from gentrie.kernels import _plain
+from gentrie.kernels._launch import on_device, usable
+from gentrie.kernels._triton import tl, triton
+from gentrie.kernels.label_log_probs import BLOCK, NARROW, fill_zeros, write_row
+from gentrie.kernels.topb_threshold import MOST_RANKS, ranks, row_span, row_tau, scan_row
+
+_ARGUMENTS = (
+    "Tensor labels, Tensor? rows, Tensor? indptr, Tensor? tokens, Tensor? node, Tensor? tau, Tensor? weights, "
+    "int beam_width, float reg_weight, float reg_temperature, str form, str sign"
+)
+
+
+@triton.jit
+def log_sigmoid(x):
+    """Of a number of any size; ``log(1 + e)`` without the loss of small e."""
+    e = tl.exp(-tl.abs(x))
+    u = 1.0 + e
+    return tl.minimum(x, 0.0) - tl.where(u == 1.0, e, tl.log(u) * (e / (u - 1.0)))
+
+
+@triton.jit
+def sigmoid(x):
+    """Of a number of any size."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def bear_loss_kernel(
+    logits,
+    row_stride,
+    column_stride,
+    into,
+    into_row_stride,
+    into_column_stride,
+    labels,
+    slots,
+    indptr,
+    tokens,
+    node,
+    tau,
+    weights,
+    regulariser,
+    losses,
+    log_probs,
+    log_thresholds,
+    width,
+    beam_width,
+    HAS_SLOTS: tl.constexpr,
+    GATHERS: tl.constexpr,
+    HAS_NODE: tl.constexpr,
+    HAS_TAU: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+    REWEIGHTED: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NARROW: tl.constexpr,
+    GROUP: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    at, target = logits + row * row_stride, into + row * into_row_stride
+    i = row
+    if HAS_SLOTS:
+        i = tl.load(slots + row)
+    scored = i >= 0
+    start, count, kind = row * 0, row * 0, row * 0
+    if scored:
+        start, count, kind = row_span(i, indptr, node, width, GATHERS, HAS_NODE)
+        scored = (kind < 0) | (count > 1)
+        if not scored:
+            nothing = tl.zeros((), SUM)
+            tl.store(losses + i, nothing)
+            tl.store(log_probs + i, nothing)
+            tl.store(log_thresholds + i, nothing)
+    if scored:
+        label = tl.load(labels + i)
+        temperature = row_tau(tau, kind, HAS_TAU, SUM)
+        chosen = tl.load(at + label * column_stride).to(SUM)
+        logsumexp, threshold = scan_row(
+            at,
+            column_stride,
+            tokens,
+            start,
+            count,
+            kind,
+            beam_width,
+            temperature,
+            GATHERS,
+            RANKS,
+            BLOCK,
+            NARROW,
+            GROUP,
+            SUM,
+        )
+        reg_weight, reg_temperature = tl.load(regulariser), tl.load(regulariser + 1)
+        log_prob = chosen / temperature - logsumexp
+        margin = (threshold - chosen) / temperature / reg_temperature
+        if kind == -2:
+            reg_weight = reg_weight * 0.0
+        pressure = reg_weight * sigmoid(-margin)
+        if NEGATIVE:
+            loss = -reg_weight * log_sigmoid(margin)
+            scale = pressure / reg_temperature
+        elif REWEIGHTED:
+            loss = -(1.0 + pressure) * log_prob
+            scale = -(1.0 + pressure)
+        else:
+            loss = reg_weight * log_sigmoid(margin) - log_prob
+            scale = -(1.0 + pressure / reg_temperature)
+        if HAS_WEIGHTS:
+            weight = tl.load(weights + i).to(SUM)
+            loss = loss * weight
+            scale = scale * weight
+        tl.store(losses + i, loss)
+        tl.store(log_probs + i, log_prob)
+        tl.store(log_thresholds + i, threshold / temperature - logsumexp)
+        tl.debug_barrier()
+        write_row(
+            at,
+            column_stride,
+            target,
+            into_column_stride,
+            tokens,
+            width,
+            start,
+            count,
+            kind,
+            label,
+            logsumexp,
+            scale,
+            temperature,
+            GATHERS,
+            BLOCK,
+            NARROW,
+            SUM,
+        )
+    else:
+        fill_zeros(target, into_column_stride, row * 0, row * 0 + width, BLOCK)
+
+
+@triton.jit
+def scale_rows_kernel(
+    values, row_stride, column_stride, rows, factors, width, HAS_ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    i = tl.program_id(0).to(tl.int64)
+    row = i
+    if HAS_ROWS:
+        row = tl.load(rows + i)
+    factor = tl.load(factors + i)
+    if factor != 1.0:
+        lane = tl.arange(0, BLOCK)
+        pointers = values + row * row_stride + lane.to(tl.int64) * column_stride
+        for begin in range(0, i * 0 + width, BLOCK):
+            inside = begin + lane < width
+            at = pointers + begin * column_stride
+            x = tl.load(at, mask=inside, other=0.0).to(factor.dtype)
+            tl.store(at, (x * factor).to(values.dtype.element_ty), mask=inside)
+
+
+class BearLosses(NamedTuple):
+    """What :func:`bear_loss` gives: vectors [n], float64 for float64 logits, else float32.
+
+    Attributes
+    ----------
+    losses
+        Times their weights; differentiable.
+    log_probs, log_thresholds
+        Of the label, and the B-th largest of its scope; constant to the gradient.
+    """
+
+    losses: torch.Tensor
+    log_probs: torch.Tensor
+    log_thresholds: torch.Tensor
+
+
+def launch_bear_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    rows: torch.Tensor | None,
+    indptr: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    node: torch.Tensor | None,
+    tau: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    beam_width: int,
+    reg_weight: float,
+    reg_temperature: float,
+    form: str,
+    sign: str,
+    into: torch.Tensor,
+    results: BearLosses,
+) -> None:
+    """Fill ``results``, and ``into`` (which may be the logits) with the gradient of the sum of the losses."""
+    num_rows, width = logits.shape
+    if num_rows == 0:
+        return
+    dtype = results.losses.dtype
+    # By fills, not from the host: a copy would wait for the device, and a kernel's own numbers are float32.
+    regulariser = torch.empty(2, dtype=dtype, device=logits.device)
+    regulariser[0].fill_(reg_weight)
+    regulariser[1].fill_(reg_temperature)
+    with on_device(logits):
+        bear_loss_kernel[(num_rows,)](
+            logits,
+            logits.stride(0),
+            logits.stride(1),
+            into,
+            into.stride(0),
+            into.stride(1),
+            labels,
+            None if rows is None else _plain.slots(rows, num_rows),
+            indptr,
+            tokens,
+            node,
+            tau,
+            weights,
+            regulariser,
+            results.losses,
+            results.log_probs,
+            results.log_thresholds,
+            width,
+            beam_width,
+            HAS_SLOTS=rows is not None,
+            GATHERS=tokens is not None,
+            HAS_NODE=node is not None,
+            HAS_TAU=tau is not None,
+            HAS_WEIGHTS=weights is not None,
+            REWEIGHTED=form == "reweighted",
+            NEGATIVE=sign == "negative",
+            RANKS=ranks(beam_width, width),
+            BLOCK=BLOCK,
+            NARROW=NARROW,
+            GROUP=16 // logits.element_size(),
+            SUM=tl.float64 if dtype == torch.float64 else tl.float32,
+            num_warps=8,
+        )
+
+
+def _plain_bear_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    rows: torch.Tensor | None,
+    indptr: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    node: torch.Tensor | None,
+    tau: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    beam_width: int,
+    reg_weight: float,
+    reg_temperature: float,
+    form: str,
+    sign: str,
+    into: torch.Tensor,
+    results: BearLosses,
+) -> None:
+    """:func:`launch_bear_loss` in plain torch."""
+    for result in results:
+        result.zero_()
+    untouched = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+    dtype = results.losses.dtype
+    for block in _plain.blocks(logits, rows, indptr, tokens, node):
+        temperature = _plain.temperatures(block.at, node, tau, dtype)
+        scaled = block.pick(logits, dtype) / temperature
+        log_probs = scaled - scaled.logsumexp(1, keepdim=True)
+        is_label = block.is_label(labels)
+        chosen = log_probs.masked_fill(~is_label, 0.0).sum(1)
+        threshold = _plain.kth_largest(log_probs, block.count, beam_width)
+        margin = (threshold - chosen) / reg_temperature
+        of_row = torch.full_like(margin, reg_weight)
+        if node is not None:
+            of_row = of_row.masked_fill(node[block.at] == -2, 0.0)
+        pressure = of_row * torch.sigmoid(-margin)
+        if sign == "negative":
+            losses, scale = -of_row * torch.nn.functional.logsigmoid(margin), pressure / reg_temperature
+        elif form == "reweighted":
+            losses, scale = -(1 + pressure) * chosen, -(1 + pressure)
+        else:
+            losses = of_row * torch.nn.functional.logsigmoid(margin) - chosen
+            scale = -(1 + pressure / reg_temperature)
+        if weights is not None:
+            weight = weights[block.at].to(dtype)
+            losses, scale = losses * weight, scale * weight
+        # A row with one valid token is no choice, whatever its logit.
+        counts = torch.ones_like(block.count, dtype=torch.bool) if block.column is None else block.count > 1
+        for result, values in zip(results, (losses, chosen, threshold), strict=True):
+            result[block.at] = values.masked_fill(~counts, 0.0)
+        gradient = (is_label.to(dtype) - log_probs.exp()) * scale[:, None] / temperature
+        assert block.row is not None
+        if block.column is not None:
+            into[block.row] = 0
+        block.put(gradient.masked_fill(~counts[:, None], 0.0), into)
+        untouched[block.row] = False
+    into[untouched] = 0
+
+
+def _empty_results(logits: torch.Tensor, labels: torch.Tensor) -> BearLosses:
+    dtype = _plain.sum_dtype(logits)
+    return BearLosses(*(logits.new_empty(labels.shape[0], dtype=dtype) for _ in range(3)))
+
+
+def _run(logits: torch.Tensor, labels: torch.Tensor, *arguments: Any, into: torch.Tensor) -> BearLosses:
+    """Losses, and the gradient in ``into``, wherever the logits are."""
+    results = _empty_results(logits, labels)
+    kernel = logits.is_cuda and usable() and ranks(arguments[6], logits.shape[1]) <= MOST_RANKS
+    (launch_bear_loss if kernel else _plain_bear_loss)(logits, labels, *arguments, into, results)
+    return results
+
+
+@torch.library.custom_op(
+    "gentrie::bear_loss",
+    mutates_args=(),
+    schema=f"(Tensor logits, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def bear_loss_op(
+    logits: torch.Tensor, labels: torch.Tensor, *arguments: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    into = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return *_run(logits, labels, *arguments, into=into), into
+
+
+@bear_loss_op.register_fake
+def _(
+    logits: torch.Tensor, labels: torch.Tensor, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return *_empty_results(logits, labels), torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _scale_rows(values: torch.Tensor, rows: torch.Tensor | None, factors: torch.Tensor) -> None:
+    """Multiply rows in place; on CUDA those with a factor of 1 are not touched."""
+    if values.is_cuda and usable():
+        launch_scale_rows(values, rows, factors)
+    elif rows is None:
+        values.copy_(values.to(factors.dtype) * factors[:, None])
+    else:
+        values[rows] = (values[rows].to(factors.dtype) * factors[:, None]).to(values.dtype)
+
+
+@torch.library.custom_op(
+    "gentrie::scale_rows", mutates_args=(), schema="(Tensor values, Tensor? rows, Tensor factors) -> Tensor"
+)
+def scale_rows_op(values: torch.Tensor, rows: torch.Tensor | None, factors: torch.Tensor) -> torch.Tensor:
+    scaled = values.clone()
+    _scale_rows(scaled, rows, factors)
+    return scaled
+
+
+@scale_rows_op.register_fake
+def _(values: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(values)
+
+
+def launch_scale_rows(values: torch.Tensor, rows: torch.Tensor | None, factors: torch.Tensor) -> None:
+    """Multiply row ``rows[i]`` (default: i) of ``values`` by ``factors[i]``."""
+    if factors.numel() == 0:
+        return
+    with on_device(values):
+        scale_rows_kernel[(factors.numel(),)](
+            values,
+            values.stride(0),
+            values.stride(1),
+            rows,
+            factors,
+            values.shape[1],
+            HAS_ROWS=rows is not None,
+            BLOCK=BLOCK,
+            num_warps=8,
+        )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(output[3], inputs[2])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 13
+    gradient, rows = ctx.saved_tensors
+    return scale_rows_op(gradient, rows, grad.contiguous()), *(None,) * 12
+
+
+bear_loss_op.register_autograd(_backward, setup_context=_setup)
+
+
+class _Eager(torch.autograd.Function):
+    """Outside torch.compile: the gradient is kept in one buffer, which may be the logits', and scaled there.
+
+    A second backward computes it again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, inplace: bool, *arguments: Any
+    ) -> tuple[torch.Tensor, ...]:
+        values = logits.detach()
+        into = values if inplace else torch.empty_like(values, memory_format=torch.contiguous_format)
+        results = _run(values, labels, *arguments, into=into)
+        if inplace:
+            torch.autograd.graph.increment_version(logits)
+        ctx.gradient, ctx.inplace, ctx.numbers = into, inplace, arguments[6:]
+        ctx.save_for_backward(None if inplace else logits, labels, *arguments[:6])
+        ctx.mark_non_differentiable(*results[1:])
+        return tuple(results)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+        logits, labels, rows, *others = ctx.saved_tensors
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None and ctx.inplace:
+            raise RuntimeError("bear_loss(..., inplace_backward=True) has one backward: it gave its gradient away")
+        if gradient is None:
+            gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            _run(logits, labels, rows, *others, *ctx.numbers, into=gradient)
+        _scale_rows(gradient, rows, grad.contiguous())
+        return gradient, *(None,) * 13
+
+
+def bear_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    beam_width: int = 10,
+    reg_weight: float = 1.0,
+    reg_temperature: float = 1.0,
+    form: str = "regularized",
+    sign: str = "positive",
+    weights: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    indptr: torch.Tensor | None = None,
+    tokens: torch.Tensor | None = None,
+    node: torch.Tensor | None = None,
+    tau: torch.Tensor | None = None,
+    inplace_backward: bool = False,
+) -> BearLosses:
+    """BEAR's token losses, their gradient computed in the same pass.
+
+    The formulas are those of :func:`gentrie.training.bear_loss`. The gradient of the sum of ``losses`` is the one
+    logits-sized tensor beside the logits, in their dtype and contiguous; what comes in from behind multiplies it row by
+    row in place, which costs nothing where it is 1 (under torch.compile into a second tensor). Repeated calls give equal
+    bits. On CUDA nothing waits for the device.
+
+    Parameters
+    ----------
+    logits
+        float16, bfloat16, float32 or float64 [N, V] of any strides. (float16 gradients may underflow before a loss
+        scale reaches them: :func:`~gentrie.kernels.label_log_probs.label_log_probs` applies it first.)
+    labels, rows, indptr, tokens, node, tau
+        As in :func:`~gentrie.kernels.label_log_probs.label_log_probs`. A row of one valid token is 0 in value and
+        gradient; rows of node -2 are plain cross entropy, and 0 under the negative sign.
+    beam_width
+        B, at least 1.
+    reg_weight, reg_temperature, form, sign
+        As in :func:`gentrie.training.bear_loss`.
+    weights
+        [n], factors of the losses; default ones.
+    inplace_backward
+        The logits hold their gradient after the call, and nothing of their size is allocated; autograd refuses the
+        backward of any other operation that saved them. Without effect under torch.compile.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, and an unknown form or sign.
+    RuntimeError
+        By a second backward of one graph under ``inplace_backward``.
+    """
+    _plain.check_rows(logits, rows, indptr, tokens, node, labels)
+    if logits.dim() != 2:
+        raise ValueError(f"logits has shape {tuple(logits.shape)}, expected [rows, vocabulary]")
+    if beam_width < 1:
+        raise ValueError(f"beam_width={beam_width} is below 1")
+    if form not in ("regularized", "reweighted") or sign not in ("positive", "negative"):
+        raise ValueError(f"form={form!r}, sign={sign!r}: expected regularized or reweighted, positive or negative")
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(f"weights has shape {tuple(weights.shape)}, expected {list(labels.shape)}")
+    arguments = (
+        rows,
+        indptr,
+        tokens,
+        node,
+        tau,
+        weights,
+        beam_width,
+        reg_weight,
+        reg_temperature,
+        form,
+        sign,
+    )
+    if torch.compiler.is_compiling():
+        losses, log_probs, log_thresholds, _ = bear_loss_op(logits, labels, *arguments)
+    else:
+        losses, log_probs, log_thresholds = _Eager.apply(logits, labels, inplace_backward, *arguments)
+    return BearLosses(losses, log_probs.detach(), log_thresholds.detach())

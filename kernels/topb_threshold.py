@@ -1,0 +1,377 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+"""The B-th largest logit of each row and the logsumexp, by one read of the row.
+
+BEAR's threshold (SIGIR 2026, arXiv 2601.22925, eq. 3.4) is the B-th largest log-probability of a row; with the two
+numbers here it is ``threshold / tau - logsumexp``. One program takes one row.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gentrie.kernels import _plain
+from gentrie.kernels._launch import on_device, usable
+from gentrie.kernels._triton import power_of_two, tl, triton
+
+_SCHEMA = (
+    "(Tensor logits, int beam_width, Tensor? rows, Tensor? indptr, Tensor? tokens, Tensor? node, Tensor? tau) "
+    "-> (Tensor, Tensor)"
+)
+
+MOST_RANKS = 1024
+"""The largest B that a program keeps in registers; above it (and above that many tokens) rows are sorted by torch."""
+
+
+@triton.jit
+def row_span(i, indptr, node, width, HAS_SPANS: tl.constexpr, HAS_NODE: tl.constexpr):
+    """Where the tokens of row i start, how many they are, and the row's kind: below 0 all tokens, at -2 free text."""
+    start = i * 0
+    count = start + width
+    kind = start - 1
+    if HAS_SPANS:
+        kind = i
+        if HAS_NODE:
+            kind = tl.load(node + i).to(tl.int64)
+        if kind >= 0:
+            start = tl.load(indptr + kind).to(tl.int64)
+            count = tl.load(indptr + kind + 1).to(tl.int64) - start
+    elif HAS_NODE:
+        kind = tl.load(node + i).to(tl.int64)
+    return start, count, kind
+
+
+@triton.jit
+def column_pointers(at, column_stride, tokens, begin, lane, inside, GATHERS: tl.constexpr):
+    """Where the logits of the columns ``begin + lane`` are, or of ``tokens[begin + lane]``."""
+    if GATHERS:
+        return at + tl.load(tokens + begin + lane, mask=inside, other=0).to(tl.int64) * column_stride
+    else:
+        return at + begin * column_stride + lane.to(tl.int64) * column_stride
+
+
+@triton.jit
+def take_largest(x, top, RANKS: tl.constexpr):
+    """Put what is above the smallest of ``top`` in its place, the largest first, repeats as often as they come.
+
+    ``top`` has RANKS slots in no order; those beyond B hold infinity and so never give way.
+    """
+    slots = tl.arange(0, RANKS)
+    threshold = tl.min(top, 0)
+    peak = tl.max(x, 0)
+    while peak > threshold:
+        largest = x == peak
+        left = tl.sum(largest.to(tl.int32), 0)
+        while (left > 0) & (peak > threshold):
+            top = tl.where(slots == tl.argmin(top, 0), peak, top)
+            threshold = tl.min(top, 0)
+            left -= 1
+        x = tl.where(largest, float("-inf"), x)
+        peak = tl.max(x, 0)
+    return top
+
+
+@triton.jit
+def scan_columns(
+    at,
+    column_stride,
+    tokens,
+    count,
+    beam_width,
+    tau,
+    GATHERS: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """Logsumexp at temperature ``tau`` and min(B, count)-th largest of the columns 0 to count (or of tokens 0 to count).
+
+    Every lane keeps its two largest, and every GROUP of lanes that one thread loads at once a running sum, so that
+    nothing in the loop waits for another thread. The B-th largest of the groups' largest is a lower bound, and exact
+    unless B lanes lie above it; the B-th largest of the lanes' largest is exact unless a lane's second lies above it.
+    Only then (about B * B / (2 * BLOCK) of all rows) is the row, by now in the L2 cache, read again for what lies above.
+    """
+    lane = tl.arange(0, BLOCK // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    factor = 1.4426950408889634 / tau
+    first = tl.full((BLOCK // GROUP, GROUP), float("-inf"), SUM)
+    second = first
+    maximum = tl.max(first, 1)
+    total = tl.zeros((BLOCK // GROUP,), SUM)
+    for begin in range(0, count, BLOCK):
+        inside = lane < (count - begin).to(tl.int32)
+        pointers = column_pointers(at, column_stride, tokens, begin, lane, inside, GATHERS)
+        x = tl.load(pointers, mask=inside, other=float("-inf")).to(SUM)
+        if RANKS > 0:
+            second = tl.maximum(second, tl.minimum(first, x))
+        first = tl.maximum(first, x)
+        higher = tl.max(first, 1)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp2((maximum - base) * factor)
+        total += tl.sum(tl.exp2((x - base[:, None]) * factor), 1)
+        maximum = higher
+    peak = tl.max(maximum, 0)
+    base = tl.where(peak == float("-inf"), 0.0, peak)
+    logsumexp = base / tau + tl.log(tl.sum(total * tl.exp2((maximum - base) * factor), 0))
+    threshold = peak
+    if RANKS > 0:
+        most = tl.minimum(count, beam_width)
+        wanted = tl.arange(0, RANKS) < most
+        top = take_largest(maximum, tl.where(wanted, float("-inf"), float("inf")).to(SUM), RANKS)
+        threshold = tl.min(top, 0)
+        if tl.sum(tl.sum((first > threshold).to(tl.int32), 1), 0) >= most:
+            top = tl.where(wanted, threshold, float("inf")).to(SUM)
+            top = take_largest(tl.reshape(first, (BLOCK,)), top, RANKS)
+            threshold = tl.min(top, 0)
+        if tl.max(tl.max(second, 1), 0) > threshold:
+            top = tl.where(wanted, threshold, float("inf")).to(SUM)
+            flat = tl.arange(0, BLOCK)
+            for begin in range(0, count, BLOCK):
+                inside = flat < (count - begin).to(tl.int32)
+                pointers = column_pointers(at, column_stride, tokens, begin, flat, inside, GATHERS)
+                top = take_largest(tl.load(pointers, mask=inside, other=float("-inf")).to(SUM), top, RANKS)
+            threshold = tl.min(top, 0)
+    return logsumexp, tl.where(count > 0, threshold, float("-inf"))
+
+
+@triton.jit
+def scan_row(
+    at,
+    column_stride,
+    tokens,
+    start,
+    count,
+    kind,
+    beam_width,
+    tau,
+    GATHERS: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NARROW: tl.constexpr,
+    GROUP: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """:func:`scan_columns` of a row's tokens, or of its whole width."""
+    if GATHERS:
+        if kind >= 0:
+            logsumexp, threshold = scan_columns(
+                at, column_stride, tokens + start, count, beam_width, tau, True, RANKS, NARROW, GROUP, SUM
+            )
+        else:
+            logsumexp, threshold = scan_columns(
+                at, column_stride, tokens, count, beam_width, tau, False, RANKS, BLOCK, GROUP, SUM
+            )
+    else:
+        logsumexp, threshold = scan_columns(
+            at, column_stride, tokens, count, beam_width, tau, False, RANKS, BLOCK, GROUP, SUM
+        )
+    return logsumexp, threshold
+
+
+@triton.jit
+def row_tau(tau, kind, HAS_TAU: tl.constexpr, SUM: tl.constexpr):
+    """The temperature of a row: 1 in free text."""
+    value = tl.full((), 1.0, SUM)
+    if HAS_TAU and kind != -2:
+        value = tl.load(tau).to(SUM)
+    return value
+
+
+@triton.jit
+def topb_threshold_kernel(
+    logits,
+    row_stride,
+    column_stride,
+    rows,
+    indptr,
+    tokens,
+    node,
+    tau,
+    thresholds,
+    totals,
+    width,
+    beam_width,
+    HAS_ROWS: tl.constexpr,
+    HAS_SPANS: tl.constexpr,
+    GATHERS: tl.constexpr,
+    HAS_NODE: tl.constexpr,
+    HAS_TAU: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NARROW: tl.constexpr,
+    GROUP: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64)
+    start, count, kind = row_span(i, indptr, node, width, HAS_SPANS, HAS_NODE)
+    if HAS_SPANS and not GATHERS:
+        at = logits + start * column_stride
+    elif HAS_ROWS:
+        at = logits + tl.load(rows + i).to(tl.int64) * row_stride
+    else:
+        at = logits + i * row_stride
+    temperature = row_tau(tau, kind, HAS_TAU, SUM)
+    logsumexp, threshold = scan_row(
+        at,
+        column_stride,
+        tokens,
+        start,
+        count,
+        kind,
+        beam_width,
+        temperature,
+        GATHERS,
+        RANKS,
+        BLOCK,
+        NARROW,
+        GROUP,
+        SUM,
+    )
+    tl.store(totals + i, logsumexp)
+    if RANKS > 0:
+        tl.store(thresholds + i, threshold)
+
+
+def ranks(beam_width: int, width: int) -> int:
+    """Slots for the top ``beam_width`` of at most ``width`` logits; 0 for none."""
+    return power_of_two(min(beam_width, max(1, width))) if beam_width else 0
+
+
+def launch_topb_threshold(
+    logits: torch.Tensor,
+    beam_width: int,
+    rows: torch.Tensor | None,
+    indptr: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    node: torch.Tensor | None,
+    tau: torch.Tensor | None,
+    thresholds: torch.Tensor,
+    totals: torch.Tensor,
+) -> None:
+    """Fill ``thresholds`` and ``totals`` [n]; the other arguments as in :func:`topb_threshold`."""
+    num_rows, width = totals.numel(), logits.shape[-1]
+    if num_rows == 0:
+        return
+    packed = indptr is not None and tokens is None
+    block = min(4096, max(128, power_of_two(width))) if not packed else 1024
+    with on_device(logits):
+        topb_threshold_kernel[(num_rows,)](
+            logits,
+            0 if packed else logits.stride(0),
+            logits.stride(-1),
+            rows,
+            indptr,
+            tokens,
+            node,
+            tau,
+            thresholds,
+            totals,
+            width,
+            beam_width,
+            HAS_ROWS=rows is not None,
+            HAS_SPANS=indptr is not None,
+            GATHERS=tokens is not None,
+            HAS_NODE=node is not None,
+            HAS_TAU=tau is not None,
+            RANKS=ranks(beam_width, width),
+            BLOCK=block,
+            NARROW=512,
+            GROUP=16 // logits.element_size(),
+            SUM=tl.float64 if totals.dtype == torch.float64 else tl.float32,
+            num_warps=8 if block == 4096 else 4,
+        )
+
+
+@torch.library.custom_op("gentrie::topb_threshold", mutates_args=(), device_types="cpu", schema=_SCHEMA)
+def topb_threshold_op(
+    logits: torch.Tensor,
+    beam_width: int,
+    rows: torch.Tensor | None,
+    indptr: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    node: torch.Tensor | None,
+    tau: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _plain.topb_threshold(logits, beam_width, rows, indptr, tokens, node, tau)
+
+
+@topb_threshold_op.register_kernel("cuda")
+def _topb_threshold_cuda(
+    logits: torch.Tensor,
+    beam_width: int,
+    rows: torch.Tensor | None,
+    indptr: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    node: torch.Tensor | None,
+    tau: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if not usable() or ranks(beam_width, logits.shape[-1]) > MOST_RANKS:
+        return _plain.topb_threshold(logits, beam_width, rows, indptr, tokens, node, tau)
+    thresholds, totals = _outputs(logits, beam_width, rows, indptr, tokens, node, tau)
+    launch_topb_threshold(logits, beam_width, rows, indptr, tokens, node, tau, thresholds, totals)
+    return thresholds, totals
+
+
+@topb_threshold_op.register_fake
+def _outputs(
+    logits: torch.Tensor,
+    beam_width: int,
+    rows: torch.Tensor | None,
+    indptr: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    node: torch.Tensor | None,
+    tau: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_rows = _plain.num_rows(logits, rows, indptr, tokens)
+    totals = logits.new_empty(num_rows, dtype=_plain.sum_dtype(logits))
+    return totals.new_empty(num_rows if beam_width else 0), totals
+
+
+def topb_threshold(
+    logits: torch.Tensor,
+    beam_width: int,
+    *,
+    rows: torch.Tensor | None = None,
+    indptr: torch.Tensor | None = None,
+    tokens: torch.Tensor | None = None,
+    node: torch.Tensor | None = None,
+    tau: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The B-th largest logit of each row, repeats counted, and the row's logsumexp; not differentiable.
+
+    Repeated calls give equal bits. On CUDA nothing waits for the device.
+
+    Parameters
+    ----------
+    logits
+        float16, bfloat16, float32 or float64 [N, V] of any strides; or [E], the rows of a ragged array one after the
+        other, with ``indptr`` and without ``tokens``.
+    beam_width
+        B, at least 1; a row of fewer than B tokens gives its smallest. 0: no thresholds are wanted.
+    rows
+        int64 [n], which rows of ``logits`` are meant; default all, n = N.
+    indptr, tokens
+        int64 [M + 1] and integers [T]: the tokens of the i-th row are ``tokens[indptr[k]:indptr[k + 1]]``, ascending,
+        for k = ``node[i]``. Default: the whole width.
+    node
+        int64 [n], default i itself; -1 stands for all tokens, -2 for all at temperature 1 (free text).
+    tau
+        Temperature, a tensor of no dimensions above 0; default 1.
+
+    Returns
+    -------
+    threshold
+        [n] (or [0] for ``beam_width=0``), the logit itself, exact; float64 for float64, else float32. -inf for a row
+        of no tokens.
+    logsumexp
+        [n], of ``logits / tau``. The B-th largest log-probability is ``threshold / tau - logsumexp``.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit.
+    """
+    if beam_width < 0:
+        raise ValueError(f"beam_width={beam_width} is negative")
+    _plain.check_rows(logits, rows, indptr, tokens, node)
+    threshold, logsumexp = topb_threshold_op(logits, beam_width, rows, indptr, tokens, node, tau)
+    return threshold, logsumexp

@@ -1,0 +1,160 @@
+"""Scores and losses of CUDA tensors by :mod:`gentrie.kernels`, without waiting for the device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from gentrie.training._head import Head
+from gentrie.training._rows import Narrow, Scope
+from gentrie.training._scores import Scores, Tau, sum_dtype
+
+
+class OnePass(NamedTuple):
+    """A loss that the kernel computes together with its gradient: BEAR's arguments, or those that make it likelihood.
+
+    Attributes
+    ----------
+    beam_width, reg_weight, reg_temperature, form, sign
+        As in :func:`gentrie.training.bear_loss`.
+    """
+
+    beam_width: int = 1
+    reg_weight: float = 0.0
+    reg_temperature: float = 1.0
+    form: str = "regularized"
+    sign: str = "positive"
+
+
+class _Csr(NamedTuple):
+    """Valid tokens as kernels want them; None where no row is restricted.
+
+    Attributes
+    ----------
+    node
+        int64 [n], of each row of a scope: its place in ``indptr``, -1 for the vocabulary, -2 for free text.
+    indptr, tokens
+        int64 [M + 1] and [T].
+    """
+
+    node: torch.Tensor
+    indptr: torch.Tensor | None
+    tokens: torch.Tensor | None
+
+    @classmethod
+    def of(cls, scope: Scope) -> _Csr:
+        narrow = scope.narrow
+        node = torch.cat([_nodes(narrow), narrow.row.new_full((len(scope.wide),), -1)])
+        node = torch.cat([node, node.new_full((len(scope.free),), -2)])
+        return cls(node, *((_indptr(narrow), narrow.tokens) if len(narrow) else (None, None)))
+
+
+def takes(tensor: torch.Tensor) -> bool:
+    """Whether kernels take a tensor: it is on CUDA, and Triton runs there."""
+    if not tensor.is_cuda:
+        return False
+    from gentrie.kernels._launch import usable
+
+    return usable()
+
+
+def score_logits(logits: torch.Tensor, scope: Scope, tau: Tau, beam_width: int | None) -> Scores:
+    """Scores from logits [rows, width]: one read, and backward one more and one write."""
+    from gentrie.kernels.label_log_probs import label_log_probs
+
+    csr = _Csr.of(scope)
+    log_prob, threshold = label_log_probs(
+        logits,
+        _labels(scope),
+        beam_width=beam_width or 0,
+        rows=scope.row,
+        indptr=csr.indptr,
+        tokens=csr.tokens,
+        node=csr.node,
+        tau=_tau(tau, logits.device, sum_dtype(logits)),
+    )
+    return Scores(log_prob, None if beam_width is None else threshold[: scope.num_item_rows])
+
+
+def lose_logits(
+    logits: torch.Tensor, scope: Scope, tau: Tau, how: OnePass, weights: torch.Tensor, inplace: bool
+) -> tuple[torch.Tensor, Scores]:
+    """Losses [n] of the scored labels times ``weights``, and the scores outside the graph: one read and one write."""
+    from gentrie.kernels.bear_loss import bear_loss
+
+    csr = _Csr.of(scope)
+    found = bear_loss(
+        logits,
+        _labels(scope),
+        **how._asdict(),
+        weights=weights,
+        rows=scope.row,
+        indptr=csr.indptr,
+        tokens=csr.tokens,
+        node=csr.node,
+        tau=_tau(tau, logits.device, sum_dtype(logits)),
+        inplace_backward=inplace,
+    )
+    return found.losses, Scores(found.log_probs, found.log_thresholds[: scope.num_item_rows])
+
+
+def score_narrow(hidden: torch.Tensor, head: Head, narrow: Narrow, tau: Tau, beam_width: int | None) -> Scores:
+    """Scores of the restricted rows from hidden states [rows, D], one dense product a node of the trie."""
+    from gentrie.kernels.label_log_probs import label_log_probs
+    from gentrie.kernels.trie_linear import trie_linear
+
+    nodes = _nodes(narrow)
+    values = trie_linear(
+        hidden,
+        head.weight,
+        torch.searchsorted(nodes, torch.arange(len(narrow.node_rows) + 1, device=nodes.device)),
+        _indptr(narrow),
+        narrow.tokens,
+        int(narrow.counts.sum()),
+        bias=head.bias,
+        rows=narrow.row,
+        softcap=head.softcap,
+        scale=head.scale,
+    )
+    log_prob, threshold = label_log_probs(
+        values,
+        narrow.place,
+        beam_width=beam_width or 0,
+        indptr=torch.nn.functional.pad(narrow.count.cumsum(0), (1, 0)),
+        tau=_tau(tau, hidden.device, values.dtype),
+    )
+    return Scores(log_prob, None if beam_width is None else threshold)
+
+
+def without_narrow(scope: Scope) -> Scope:
+    """The rows of a scope that are scored over the vocabulary."""
+    first, narrow = len(scope.narrow), scope.narrow
+    empty = Narrow(
+        *(tensor[:0] for tensor in (narrow.row, narrow.label, narrow.start, narrow.count, narrow.place, narrow.tokens)),
+        *(array[:0] for array in (narrow.counts, narrow.node_rows, narrow.node_start, narrow.node_count)),
+    )
+    return replace(scope, narrow=empty, row=scope.row[first:])
+
+
+def _labels(scope: Scope) -> torch.Tensor:
+    return torch.cat([scope.narrow.label, scope.wide.label, scope.free.label])
+
+
+def _nodes(narrow: Narrow) -> torch.Tensor:
+    """int64 [n], the number of each row's node: rows of one node follow each other, from a start of their own."""
+    return (narrow.start.diff(prepend=narrow.start[:1]) > 0).cumsum(0)
+
+
+def _indptr(narrow: Narrow) -> torch.Tensor:
+    """int64 [nodes + 1], where the tokens of each node start; they lie one after the other."""
+    ends = narrow.start.new_empty(len(narrow.node_rows))
+    ends[_nodes(narrow)] = narrow.start + narrow.count
+    return torch.nn.functional.pad(ends, (1, 0))
+
+
+def _tau(tau: Tau, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+    if isinstance(tau, torch.Tensor):
+        return tau
+    return None if tau == 1.0 else torch.full((), tau, dtype=dtype, device=device)
