@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-incomplete-defs
 """Lookups in a trie for kernels: ``csrc/include/gentrie/view.h`` on the device.
 
 ``trie`` points to a descriptor row (see ``tables``), ``allow`` to a filter's row or is 0 where all is allowed. States,
@@ -49,9 +49,8 @@ LOW_32 = tl.constexpr(0xFFFFFFFF)
 @triton.jit
 def descriptor_row(descriptors, index, row, num_rows):
     """The descriptor that ``index[row]`` names, the first where ``index`` is None, 0 for a number that is no row's."""
-    if index is None:
-        chosen = tl.zeros([], tl.int64)
-    else:
+    chosen = tl.zeros([], tl.int64)
+    if index is not None:
         chosen = tl.load(index + row).to(tl.int64)
     is_row = (chosen >= 0) & (chosen < num_rows)
     return tl.where(is_row, (descriptors + chosen * WIDTH).to(tl.int64), 0)
@@ -67,6 +66,12 @@ def count_at(trie, COLUMN: tl.constexpr):
 def array_at(trie, COLUMN: tl.constexpr, dtype: tl.constexpr):
     """The array whose address stands in the descriptor."""
     return count_at(trie, COLUMN).to(tl.pointer_type(dtype))
+
+
+@triton.jit
+def gated(live, flag):
+    """``live & flag`` of a block and a scalar, for which Triton's interpreter gives no boolean."""
+    return live.to(tl.int32) * flag.to(tl.int32) > 0
 
 
 @triton.jit
@@ -196,8 +201,8 @@ def first_edge_from(trie, begin, end, token, LANES: tl.constexpr):
 
 @triton.jit
 def first_leaf(trie, node, edge, child, live):
-    """First leaf below ``edge`` of ``node``, modulo 2^32; ``child`` is the node of the first node-edge from there on."""
-    base = load_u32(array_at(trie, LEAF_BASE, tl.uint32), node, live)
+    """First leaf below ``edge`` of ``node``, modulo 2^32; ``child`` is the first node-edge's node from there on."""
+    base = load_u32(array_at(trie, LEAF_BASE, tl.uint32), node + edge * 0, live)
     return (base + edge + load_u32(array_at(trie, LEAF_PREFIX, tl.uint32), child, live)) & LOW_32
 
 
@@ -278,7 +283,7 @@ def allowed_before(allow, leaf, live):
     """Leaves before ``leaf`` that the filter at address ``allow`` leaves."""
     leaf = tl.minimum(leaf, count_at(allow, FILTER_LEAVES))
     words = count_at(allow, FILTER_WORDS)
-    word = tl.load(words.to(tl.pointer_type(tl.int64)) + (leaf >> 5), mask=live & (words != 0), other=0)
+    word = tl.load(words.to(tl.pointer_type(tl.int64)) + (leaf >> 5), mask=gated(live, words != 0), other=0)
     before = tl.where(words != 0, rank_in(word, leaf), leaf)
     closed = array_at(allow, FILTER_CLOSED_LEAVES, tl.uint32)
     length = count_at(allow, FILTER_CLOSED)
@@ -320,7 +325,7 @@ def child_token_index(trie, state, begin, child, live):
     """Vocabulary index of each child of one scalar state."""
     in_run = remaining_of(state) > 0
     position = run_position(trie, state, in_run)
-    on_edge = edge_token_index(trie, begin + child, live & (remaining_of(state) == 0))
+    on_edge = edge_token_index(trie, begin + child, gated(live, remaining_of(state) == 0))
     return tl.where(in_run, run_token_index(trie, position, in_run), on_edge)
 
 
@@ -331,7 +336,7 @@ def is_child_open(trie, allow, state, begin, child, live):
     if allow != 0:
         in_run = remaining_of(state) > 0
         first, last = leaves_below(trie, state, in_run)
-        at_edge = live & (remaining_of(state) == 0)
+        at_edge = gated(live, remaining_of(state) == 0)
         edge_first, edge_last = leaves_of_edge(trie, target_of(state), begin + child, at_edge)
         is_open = live & has_allowed(
             allow, tl.where(in_run, first, edge_first), tl.where(in_run, last, edge_last), live

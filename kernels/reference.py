@@ -8,6 +8,9 @@ from gentrie.kernels.tables import FilterTables, Lookups
 
 ROOT, OFF_TRIE, FREE_TEXT, FINISHED = 0, -1, -2, -3
 
+# Finite, and beaten by any other score: what `transformers` gives beams that only fill up; float16 does not reach it.
+LAST_RESORT = {torch.float16: -32768.0, torch.bfloat16: -1e9, torch.float32: -1e9, torch.float64: -1e9}
+
 
 def apply_token_bitmask(logits: torch.Tensor, bitmask: torch.Tensor, vocab_size: int, rows: torch.Tensor) -> None:
     """Set forbidden logits to -inf, in place.
@@ -93,3 +96,32 @@ def _is_leaf(lookups: Lookups, states: torch.Tensor) -> torch.Tensor:
     """Complete sequences: one is left and nothing may follow."""
     _, indptr = lookups.next_tokens(states, None)
     return (states >= 0) & (indptr.diff() == 0)
+
+
+def trie_mask(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    states: torch.Tensor,
+    begin_token_id: int,
+    eos_token_ids: torch.Tensor,
+    dead_may_end: bool,
+    lookups: Lookups,
+    allowed: FilterTables | None,
+) -> None:
+    """Mask rows int64 [N] of logits [B, V] whose states int64 [N] lie in one trie; see the operation of this name."""
+    root = torch.zeros(1, dtype=torch.int64, device=states.device)
+    if begin_token_id >= 0 and not lookups.num_left(root, allowed):
+        logits[rows[states == FREE_TEXT], begin_token_id] = -torch.inf
+    rows, states = rows[states != FREE_TEXT], states[states != FREE_TEXT]
+    tokens, indptr = lookups.next_tokens(states, allowed)
+    counts = indptr.diff()
+    is_complete = (states == FINISHED) | _is_leaf(lookups, states)
+    may_end = (counts == 0) & (is_complete | dead_may_end)
+    place = torch.arange(len(states), device=states.device)
+    place = torch.cat([place.repeat_interleave(counts), place[may_end].repeat_interleave(len(eos_token_ids))])
+    tokens = torch.cat([tokens, eos_token_ids.repeat(int(may_end.sum()))])
+    kept = logits[rows[place], tokens]
+    is_open = torch.zeros(len(states), dtype=torch.bool, device=states.device)
+    is_open[place[~kept.isneginf()]] = True
+    logits[rows] = -torch.inf
+    logits[rows[place], tokens] = torch.where(is_open[place], kept, LAST_RESORT[logits.dtype])

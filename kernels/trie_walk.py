@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-incomplete-defs
 """Token histories to states of the trie without the host: what ``csrc/src/history.cc`` reads, on the device."""
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def trie_walk_kernel(
             else:
                 token = tl.load(ids + at * token_stride)
                 is_eos = tl.max(((eos_ids == token) & (eos_lane < num_eos)).to(tl.int32), 0) > 0
-                first, last = leaves_below(trie, state, True)
-                is_over = is_leaf(trie, state) | (not has_allowed(allow, first, last, True))
+                first, last = leaves_below(trie, state, state >= 0)
+                is_over = is_leaf(trie, state) | (has_allowed(allow, first, last, state >= 0) == 0)
                 if is_eos & is_over:
                     state = tl.where(is_leaf(trie, state), state, FINISHED).to(tl.int64)
                     at = end
