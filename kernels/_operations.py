@@ -21,6 +21,7 @@ class Group(NamedTuple):
     lookups: Lookups
     allowed: FilterTables | None
     end_token_id: int
+    vocabulary: torch.Tensor
 
 
 def groups(
@@ -41,7 +42,7 @@ def groups(
             continue
         rows = torch.nonzero((of_trie == trie_row) & (of_filter == filter_row)).squeeze(1)
         chosen = allowed[filter_row] if 0 <= filter_row < len(allowed) else None
-        yield Group(rows, tables.lookups or TorchLookups(tables), chosen, tables.end_token_id)
+        yield Group(rows, tables.lookups or TorchLookups(tables), chosen, tables.end_token_id, tables.vocabulary)
 
 
 def or_torch(launch: Callable[..., torch.Tensor], fallback: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

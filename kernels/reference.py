@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from gentrie.kernels.tables import FilterTables, Lookups
@@ -125,3 +127,72 @@ def trie_mask(
     is_open[place[~kept.isneginf()]] = True
     logits[rows] = -torch.inf
     logits[rows[place], tokens] = torch.where(is_open[place], kept, LAST_RESORT[logits.dtype])
+
+
+def continuations(
+    rows: torch.Tensor,
+    logits: torch.Tensor,
+    states: torch.Tensor,
+    scores: torch.Tensor,
+    over_vocab: bool,
+    normalizers: torch.Tensor | None,
+    narrow: bool,
+    lookups: Lookups,
+    allowed: FilterTables | None,
+    vocabulary: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every continuation by one valid token of beams in one trie: row, score (float64), token and next state of each.
+
+    ``rows`` int64 [N] are the rows of the batch that ``logits`` [N, V], ``states`` and ``scores`` [N] belong to.
+    """
+    states = torch.where(scores == -torch.inf, OFF_TRIE, states)
+    tokens, indptr = lookups.next_tokens(states, allowed)
+    place = torch.arange(len(rows), device=rows.device).repeat_interleave(indptr.diff())
+    columns = torch.searchsorted(vocabulary.long(), tokens) if narrow else tokens
+    values = logits.double()
+    valid = torch.full_like(values, -torch.inf)
+    valid[place, columns] = values[place, columns]
+    if normalizers is not None:
+        whole = normalizers[rows].double()
+    else:
+        whole = (values if over_vocab else valid).logsumexp(1)
+    added = valid[place, columns] - whole[place]
+    total = scores[place].double() + torch.where(whole[place] == -torch.inf, -torch.inf, added)
+    kept = total != -torch.inf
+    place, tokens = place[kept], tokens[kept]
+    return rows[place], total[kept], tokens, lookups.advance(states[place], tokens)
+
+
+def best_of_prompts(
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]],
+    num_prompts: int,
+    num_beams: int,
+    beam_width: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The best of what :func:`continuations` found, for each prompt; see the operation ``beam_step``."""
+    shape = (num_prompts, beam_width)
+    best = torch.full(shape, -torch.inf, device=device)
+    parents, chosen, after = (torch.full(shape, -1, dtype=torch.int64, device=device) for _ in range(3))
+    for rows, totals, tokens, states in _by_prompt(found, num_prompts, num_beams):
+        prompt = int(rows[0]) // num_beams
+        order = totals.sort(descending=True, stable=True).indices[:beam_width]
+        count = len(order)
+        best[prompt, :count] = totals[order].float()
+        parents[prompt, :count] = rows[order] % num_beams
+        chosen[prompt, :count] = tokens[order]
+        after[prompt, :count] = states[order]
+    return best, parents, chosen, after
+
+
+def _by_prompt(
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]], num_prompts: int, num_beams: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Continuations of each prompt that has any, by row and then token."""
+    for prompt in range(num_prompts if found else 0):
+        columns = [torch.cat(parts) for parts in zip(*found, strict=True)]
+        own = torch.nonzero(columns[0] // num_beams == prompt).squeeze(1)
+        own = own[columns[0][own].argsort(stable=True)]
+        if len(own):
+            rows, totals, tokens, states = (column[own] for column in columns)
+            yield rows, totals, tokens, states

@@ -16,12 +16,9 @@ from gentrie.kernels._operations import groups, or_torch
 from gentrie.kernels._trie import (
     FINISHED,
     FREE_TEXT,
-    OFF_TRIE,
-    VOCAB_SIZE,
     checked,
     child_token_index,
     children_of,
-    count_at,
     descriptor_row,
     first_edge_from,
     gated,
@@ -222,7 +219,7 @@ def trie_mask(
     descriptors, trie_index, filters, filter_index
         As in :func:`trie_walk`.
     """
-    for rows, lookups, allowed, _ in groups(len(logits), descriptors, trie_index, filters, filter_index):
+    for rows, lookups, allowed, *_ in groups(len(logits), descriptors, trie_index, filters, filter_index):
         reference.trie_mask(logits, rows, states[rows], begin_token_id, eos_token_ids, dead_may_end, lookups, allowed)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from histories import Case, cases, tokens_met
 from hypothesis import strategies as st
-from strategies import EOS, OUTSIDER
 
 from gentrie import ItemFilter, TokenTrie
 from gentrie.device import DeviceFilter, DeviceTrie, FilterBank, TrieBank
@@ -26,6 +25,9 @@ class Resident(NamedTuple):
     @property
     def arguments(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.tries.descriptors, self.filters.descriptors
+
+
+__all__ = ["Case", "cases", "tokens_met"]
 
 
 def filter_of(case: Case) -> ItemFilter | None:
@@ -73,4 +75,8 @@ def as_batch(rows: list[list[int]], pad: int, length: int) -> torch.Tensor:
     )
 
 
-__all__ = ["EOS", "OUTSIDER", "Case", "as_batch", "cases", "make_resident", "np", "strided", "tokens_met"]
+def states_of(trie: TokenTrie) -> list[int]:
+    """Every place of a trie."""
+    values, indptr, _, _ = trie.to_sequences()
+    rows = [values[begin:end] for begin, end in pairwise(indptr)]
+    return sorted({trie.walk(row[:length]) for row in rows for length in range(len(row) + 1)})

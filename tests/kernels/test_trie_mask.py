@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from device_cases import cases, filter_of, make_resident, strided, with_closed
+from device_cases import cases, filter_of, make_resident, states_of, strided, with_closed
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import BEGIN, EOS, OTHER_EOS, examples
@@ -17,13 +17,6 @@ from gentrie.kernels._lookups import TorchLookups
 from gentrie.kernels.trie_mask import launch_trie_mask, trie_mask
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-
-
-def states_of(trie: TokenTrie) -> list[int]:
-    """Every place of a trie."""
-    values, indptr, _, _ = trie.to_sequences()
-    rows = [values[begin:end] for begin, end in zip(indptr[:-1], indptr[1:], strict=True)]
-    return sorted({trie.walk(row[:length]) for row in rows for length in range(len(row) + 1)})
 
 
 def masked(
@@ -91,7 +84,7 @@ def test_mask_leaves_what_may_follow(device: str, dtype: torch.dtype, data: st.D
     assert torch.equal(logits.cpu(), expected)
     trie_mask(operated, *arguments)
     assert torch.equal(operated.cpu(), expected)
-    for i, (trie, allowed) in enumerate(pairs):
+    for i, (_, allowed) in enumerate(pairs):
         rows = torch.tensor([row for row, at in enumerate(chosen) if at == i], dtype=torch.int64, device=device)
         tables = resident.tries[resident.trie_rows[i]].tables
         filters = None if allowed is None else resident.filters[resident.filter_rows[i]].tables
