@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+
+from gentrie.kernels.tables import FilterTables, Lookups
+
+ROOT, OFF_TRIE, FREE_TEXT, FINISHED = 0, -1, -2, -3
+
+# Finite, and beaten by any other score: what `transformers` gives beams that only fill up; float16 does not reach it.
+LAST_RESORT = {torch.float16: -32768.0, torch.bfloat16: -1e9, torch.float32: -1e9, torch.float64: -1e9}
 
 
 def apply_token_bitmask(logits: torch.Tensor, bitmask: torch.Tensor, vocab_size: int, rows: torch.Tensor) -> None:
@@ -18,3 +27,172 @@ def apply_token_bitmask(logits: torch.Tensor, bitmask: torch.Tensor, vocab_size:
     masked = torch.full((rows.numel(), logits.shape[1]), -torch.inf, dtype=logits.dtype, device=logits.device)
     masked[:, :covered] = torch.where(allowed, logits[rows, :covered], masked[:, :covered])
     logits[rows] = masked
+
+
+def trie_walk(
+    history: torch.Tensor,
+    lengths: torch.Tensor | None,
+    starts: torch.Tensor | None,
+    begin_token_id: int,
+    eos_token_ids: torch.Tensor,
+    lookups: Lookups,
+    allowed: FilterTables | None,
+    end_token_id: int,
+) -> torch.Tensor:
+    """States int64 [B] of histories int64 [B, T] in one trie, token by token; see the operation of this name."""
+    rows, max_length = history.shape
+    length = _lengths(history, lengths)
+    is_eos = torch.isin(history, eos_token_ids)
+    if starts is None:
+        begin = _behind_control(history, length, begin_token_id, is_eos)
+        state = free_rows(history, lengths, begin_token_id, eos_token_ids)
+        state = torch.where(state == OFF_TRIE, ROOT, state)
+    else:
+        begin = starts.expand(rows)
+        state = torch.where((begin >= 0) & (begin <= length), ROOT, OFF_TRIE)
+    ended = torch.zeros(rows, dtype=torch.bool, device=history.device)
+    closes_itself = not len(eos_token_ids) or bool((eos_token_ids == end_token_id).any())
+    for position in range(max_length):
+        is_leaf = _is_leaf(lookups, state)
+        live = (begin <= position) & (position < length) & ~ended & ~(is_leaf & (closes_itself or starts is None))
+        if starts is not None:
+            is_over = (state == OFF_TRIE) | is_leaf | (lookups.num_left(state, allowed) == 0)
+            ends = live & is_eos[:, position] & is_over
+            state = torch.where(ends & ~is_leaf, FINISHED, state)
+            ended, live = ended | ends, live & ~ends
+        state = torch.where(live, lookups.advance(state, history[:, position]), state)
+    if starts is None:
+        state = torch.where(_is_leaf(lookups, state), FREE_TEXT, state)
+    return state
+
+
+def free_rows(
+    history: torch.Tensor, lengths: torch.Tensor | None, begin_token_id: int, eos_token_ids: torch.Tensor
+) -> torch.Tensor:
+    """-2 for each row of int64 [B, T] whose last control token is not the begin token, -1 for the others."""
+    is_eos = torch.isin(history, eos_token_ids)
+    begin = _behind_control(history, _lengths(history, lengths), begin_token_id, is_eos)
+    if not history.shape[1]:
+        return torch.full_like(begin, FREE_TEXT)
+    last = history.gather(1, (begin - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+    return torch.where((begin > 0) & (last == begin_token_id), OFF_TRIE, FREE_TEXT)
+
+
+def _behind_control(
+    history: torch.Tensor, length: torch.Tensor, begin_token_id: int, is_eos: torch.Tensor
+) -> torch.Tensor:
+    """One behind the last begin or end-of-sequence token of each row, or 0."""
+    behind = torch.arange(1, history.shape[1] + 1, device=history.device).expand_as(history)
+    is_control = ((history == begin_token_id) | is_eos) & (behind <= length.unsqueeze(1))
+    return torch.where(is_control, behind, 0).amax(1) if history.shape[1] else torch.zeros_like(length)
+
+
+def _lengths(history: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    rows, max_length = history.shape
+    if lengths is None:
+        return torch.full((rows,), max_length, dtype=torch.int64, device=history.device)
+    return lengths.clamp(0, max_length)
+
+
+def _is_leaf(lookups: Lookups, states: torch.Tensor) -> torch.Tensor:
+    """Complete sequences: one is left and nothing may follow."""
+    _, indptr = lookups.next_tokens(states, None)
+    return (states >= 0) & (indptr.diff() == 0)
+
+
+def trie_mask(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    states: torch.Tensor,
+    begin_token_id: int,
+    eos_token_ids: torch.Tensor,
+    dead_may_end: bool,
+    lookups: Lookups,
+    allowed: FilterTables | None,
+) -> None:
+    """Mask rows int64 [N] of logits [B, V] whose states int64 [N] lie in one trie; see the operation of this name."""
+    root = torch.zeros(1, dtype=torch.int64, device=states.device)
+    if begin_token_id >= 0 and not lookups.num_left(root, allowed):
+        logits[rows[states == FREE_TEXT], begin_token_id] = -torch.inf
+    rows, states = rows[states != FREE_TEXT], states[states != FREE_TEXT]
+    tokens, indptr = lookups.next_tokens(states, allowed)
+    counts = indptr.diff()
+    is_complete = (states == FINISHED) | _is_leaf(lookups, states)
+    may_end = (counts == 0) & (is_complete | dead_may_end)
+    place = torch.arange(len(states), device=states.device)
+    place = torch.cat([place.repeat_interleave(counts), place[may_end].repeat_interleave(len(eos_token_ids))])
+    tokens = torch.cat([tokens, eos_token_ids.repeat(int(may_end.sum()))])
+    kept = logits[rows[place], tokens]
+    is_open = torch.zeros(len(states), dtype=torch.bool, device=states.device)
+    is_open[place[~kept.isneginf()]] = True
+    logits[rows] = -torch.inf
+    logits[rows[place], tokens] = torch.where(is_open[place], kept, LAST_RESORT[logits.dtype])
+
+
+def continuations(
+    rows: torch.Tensor,
+    logits: torch.Tensor,
+    states: torch.Tensor,
+    scores: torch.Tensor,
+    over_vocab: bool,
+    normalizers: torch.Tensor | None,
+    narrow: bool,
+    lookups: Lookups,
+    allowed: FilterTables | None,
+    vocabulary: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every continuation by one valid token of beams in one trie: row, score (float64), token and next state of each.
+
+    ``rows`` int64 [N] are the rows of the batch that ``logits`` [N, V], ``states`` and ``scores`` [N] belong to.
+    """
+    states = torch.where(scores == -torch.inf, OFF_TRIE, states)
+    tokens, indptr = lookups.next_tokens(states, allowed)
+    place = torch.arange(len(rows), device=rows.device).repeat_interleave(indptr.diff())
+    columns = torch.searchsorted(vocabulary.long(), tokens) if narrow else tokens
+    values = logits.double()
+    valid = torch.full_like(values, -torch.inf)
+    valid[place, columns] = values[place, columns]
+    if normalizers is not None:
+        whole = normalizers[rows].double()
+    else:
+        whole = (values if over_vocab else valid).logsumexp(1)
+    added = valid[place, columns] - whole[place]
+    total = scores[place].double() + torch.where(whole[place] == -torch.inf, -torch.inf, added)
+    kept = total != -torch.inf
+    place, tokens = place[kept], tokens[kept]
+    return rows[place], total[kept], tokens, lookups.advance(states[place], tokens)
+
+
+def best_of_prompts(
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]],
+    num_prompts: int,
+    num_beams: int,
+    beam_width: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The best of what :func:`continuations` found, for each prompt; see the operation ``beam_step``."""
+    shape = (num_prompts, beam_width)
+    best = torch.full(shape, -torch.inf, device=device)
+    parents, chosen, after = (torch.full(shape, -1, dtype=torch.int64, device=device) for _ in range(3))
+    for rows, totals, tokens, states in _by_prompt(found, num_prompts, num_beams):
+        prompt = int(rows[0]) // num_beams
+        order = totals.sort(descending=True, stable=True).indices[:beam_width]
+        count = len(order)
+        best[prompt, :count] = totals[order].float()
+        parents[prompt, :count] = rows[order] % num_beams
+        chosen[prompt, :count] = tokens[order]
+        after[prompt, :count] = states[order]
+    return best, parents, chosen, after
+
+
+def _by_prompt(
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]], num_prompts: int, num_beams: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Continuations of each prompt that has any, by row and then token."""
+    for prompt in range(num_prompts if found else 0):
+        columns = [torch.cat(parts) for parts in zip(*found, strict=True)]
+        own = torch.nonzero(columns[0] // num_beams == prompt).squeeze(1)
+        own = own[columns[0][own].argsort(stable=True)]
+        if len(own):
+            rows, totals, tokens, states = (column[own] for column in columns)
+            yield rows, totals, tokens, states

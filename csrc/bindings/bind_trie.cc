@@ -105,6 +105,18 @@ py::dict arrays_of(const TriePtr& trie) {
   return arrays;
 }
 
+/// The counts without which the arrays cannot be read.
+py::dict header_of(const Trie& trie) {
+  const TrieHeader& header = trie.header();
+  py::dict counts;
+  counts["num_nodes"] = header.num_nodes;
+  counts["num_leaves"] = header.num_leaves;
+  counts["num_run_tokens"] = header.num_run_tokens;
+  counts["run_token_bits"] = header.run_token_bits;
+  counts["run_offset_bits"] = header.run_offset_bits;
+  return counts;
+}
+
 State checked(const TrieView& view, State state) {
   check_states(view, &state, 1);
   return state;
@@ -225,6 +237,7 @@ void bind_trie(py::module_& module) {
       .def_property_readonly("fingerprint", &Trie::fingerprint)
       .def_property_readonly("metadata", &Trie::metadata)
       .def("arrays", &arrays_of)
+      .def("header", &header_of)
       .def(
           "next_tokens",
           [](const Trie& trie, State state) {
