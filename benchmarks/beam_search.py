@@ -2,12 +2,16 @@
 
 A Llama-shaped model of random weights (hidden 512, 8 layers, vocabulary 131,072), 4 prompts of 200 tokens, 10 beams,
 synthetic toys or ``--real FOLDER`` with ``catalog.jsonl``. Both return the same items, which is checked. A round of
-``generate`` takes some 15 seconds: ``--rounds 3`` is enough.
+``generate`` takes some 15 seconds: ``--rounds 3`` is enough. ``--beams 50 200 --rounds 1`` measures wider beams, for
+which ``generate`` takes minutes and 10 GB.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +24,9 @@ from gentrie.bench.catalogs import tokenised_catalogs
 from gentrie.bench.harness import Spread, compare
 from gentrie.generation import BeamSearchResult, TrieLogitsProcessor, beam_search
 
-BATCH, PROMPT, BEAMS = 4, 200, 10
+BATCH, PROMPT = 4, 200
+BEAMS = 10
+"""The goals are for this many."""
 END = 2
 GOALS: dict[Literal["trie", "vocab"], float] = {"trie": 12, "vocab": 5}
 
@@ -40,7 +46,7 @@ def random_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def measure(options: argparse.Namespace) -> list[Figure]:
+def measure(options: argparse.Namespace, widths: Sequence[int] = (BEAMS,)) -> list[Figure]:
     if options.real is None:
         (catalog,) = tokenised_catalogs(["toys"], VOCAB_SIZE)
     else:
@@ -49,43 +55,62 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     trie = TokenTrie.from_sequences((catalog.values, catalog.indptr), vocab_size=VOCAB_SIZE, end_token_id=END)
     model: Any = random_model()
     ids = torch.randint(3, VOCAB_SIZE, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1))
-    figures = []
-    for scope, goal in GOALS.items():
+    return [
+        figure
+        for width in widths
+        for scope in GOALS
+        for figure in compared(options, model, ids, trie, name, width, scope)
+    ]
 
-        def ours(scope: Literal["trie", "vocab"] = scope) -> BeamSearchResult:
-            return beam_search(model, ids, trie, beam_width=BEAMS, scope=scope)
 
-        def theirs(scope: Literal["trie", "vocab"] = scope) -> list[list[int]]:
-            output: torch.Tensor = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                logits_processor=[TrieLogitsProcessor(trie, prompt_length=PROMPT)],
-                renormalize_logits=scope == "trie",
-                do_sample=False,
-                num_beams=BEAMS,
-                num_return_sequences=BEAMS,
-                max_new_tokens=trie.max_depth,
-            )
-            return [row[: row.index(END) + 1] for row in output[:, PROMPT:].tolist()]
+def compared(
+    options: argparse.Namespace,
+    model: Any,
+    ids: torch.Tensor,
+    trie: TokenTrie,
+    name: str,
+    width: int,
+    scope: Literal["trie", "vocab"],
+) -> list[Figure]:
+    """Both searches with so many beams, in turn."""
 
-        result = ours()
-        if [sequence for found in result.sequences for sequence in found] != theirs():
-            raise RuntimeError(f"scope={scope}: other items than those of generate")
-        taken = compare({"ours": ours, "generate": theirs}, rounds=options.rounds, warmup=0)
-        ratio = Spread.of([b / a for a, b in zip(taken["ours"].rounds, taken["generate"].rounds, strict=True)])
-        title = f"beam search, {name}, scope={scope}"
-        stats = result.stats
-        figures += [
-            Figure.of(f"{title}: generate over ours", "times", ratio, goal=goal, at_least=True, note="same items"),
-            Figure.of(f"{title}: ours", "s", taken["ours"]),
-            Figure.of(f"{title}: generate", "s", taken["generate"]),
-            Figure.exact(f"{title}: model calls", "", stats.model_calls, note=f"{BATCH} prompts, {BEAMS} beams"),
-            Figure.exact(f"{title}: rows scored", "", stats.rows),
-            Figure.exact(f"{title}: tokens behind the prompts", "", stats.tokens_computed),
-            Figure.exact(f"{title}: padded slots", "", stats.padded_slots, goal=0),
-        ]
-    return figures
+    def ours() -> BeamSearchResult:
+        return beam_search(model, ids, trie, beam_width=width, scope=scope)
+
+    def theirs() -> list[list[int]]:
+        output: torch.Tensor = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            logits_processor=[TrieLogitsProcessor(trie, prompt_length=PROMPT)],
+            renormalize_logits=scope == "trie",
+            do_sample=False,
+            num_beams=width,
+            num_return_sequences=width,
+            max_new_tokens=trie.max_depth,
+        )
+        return [row[: row.index(END) + 1] for row in output[:, PROMPT:].tolist()]
+
+    result = ours()
+    if [sequence for found in result.sequences for sequence in found] != theirs():
+        raise RuntimeError(f"{width} beams, scope={scope}: other items than those of generate")
+    taken = compare({"ours": ours, "generate": theirs}, rounds=options.rounds, warmup=0)
+    ratio = Spread.of([b / a for a, b in zip(taken["ours"].rounds, taken["generate"].rounds, strict=True)])
+    title = f"beam search, {name}, {width} beams, scope={scope}"
+    goal = GOALS[scope] if width == BEAMS else None
+    stats = result.stats
+    return [
+        Figure.of(f"{title}: generate over ours", "times", ratio, goal=goal, at_least=True, note="same items"),
+        Figure.of(f"{title}: ours", "s", taken["ours"]),
+        Figure.of(f"{title}: generate", "s", taken["generate"]),
+        Figure.exact(f"{title}: model calls", "", stats.model_calls, note=f"{BATCH} prompts"),
+        Figure.exact(f"{title}: rows scored", "", stats.rows),
+        Figure.exact(f"{title}: tokens behind the prompts", "", stats.tokens_computed),
+        Figure.exact(f"{title}: padded slots", "", stats.padded_slots, goal=0),
+    ]
 
 
 if __name__ == "__main__":
-    main(measure, __doc__ or "")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--beams", type=int, nargs="+", default=[BEAMS])
+    own, sys.argv[1:] = parser.parse_known_args()
+    main(partial(measure, widths=own.beams), __doc__ or "")

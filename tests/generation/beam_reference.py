@@ -26,6 +26,7 @@ def lock_step(
     *,
     groups: int = 1,
     diversity_penalty: float = 0.0,
+    max_length: int | None = None,
     token_score: TokenScore | None = None,
 ) -> list[tuple[float, Path]]:
     """Penalised scores and complete sequences, best first, each once.
@@ -35,7 +36,8 @@ def lock_step(
     own = width // groups
     beams: list[list[tuple[float, Path]]] = [[(0.0, ())] for _ in range(groups)]
     finished: list[list[tuple[float, Path]]] = [[] for _ in range(groups)]
-    for length in range(1, max(map(len, items)) + 1):
+    longest = max(map(len, items))
+    for length in range(1, min(longest, max_length or longest) + 1):
         taken = torch.zeros(VOCAB_SIZE, dtype=torch.float64)
         for group in range(groups):
             grown = []

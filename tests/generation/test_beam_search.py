@@ -105,14 +105,15 @@ def test_items_order_and_scores_of_generate(
 ) -> None:
     trie = TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
     ids, mask = padded(PROMPTS)
+    allowed: Any = {
+        "none": None,
+        "one": list(range(0, len(rows), 2)),
+        "each": [list(range(first % len(rows), len(rows), first + 1)) for first in range(len(PROMPTS))],
+    }[filters]
     arguments: dict[str, Any] = {
         "length_penalty": length_penalty,
         "early_stopping": early_stopping,
-        "item_filter": {
-            "none": None,
-            "one": list(range(0, len(rows), 2)),
-            "each": [list(range(first % len(rows), len(rows), first + 1)) for first in range(len(PROMPTS))],
-        }[filters],
+        "item_filter": allowed,
     }
     model = tree_model(kind)
     result = beam_search(model, ids, trie, attention_mask=mask, beam_width=width, scope=scope, **arguments)
@@ -123,7 +124,9 @@ def test_items_order_and_scores_of_generate(
             assert len(tokens) == len(sequence)
             total = result.sequences_scores[number][at]
             assert tokens.sum() / len(sequence) ** length_penalty == pytest.approx(total)
-            assert result.item_ids[number][at].tolist() == trie.resolve(sequence).tolist()
+            given = allowed[number] if filters == "each" else allowed if filters == "one" else range(len(rows))
+            stand = [item for item in given if [*rows[item], END] == sequence]
+            assert result.item_ids[number][at].tolist() == stand
         assert len({tuple(sequence) for sequence in result.sequences[number]}) == result.num_found[number]
 
 
@@ -195,6 +198,14 @@ def test_embedded_prompts_and_filters_one_a_prompt() -> None:
     result = beam_search(model, ids, trie, attention_mask=mask, item_filter=[[3], [1, 2, 40], [999]])
     found = [{int(item) for items in prompt for item in items} for prompt in result.item_ids]
     assert found == [{3}, {1, 2, 40}, set()]
+
+
+def test_items_that_share_a_title_are_filtered_one_by_one() -> None:
+    trie = TokenTrie.from_sequences([[5, 6], [5, 7], [5, 6], [8]], vocab_size=VOCAB_SIZE, end_token_id=END)
+    ids, mask = padded(PROMPTS)
+    result = beam_search(tiny_model("llama"), ids, trie, attention_mask=mask, item_filter=[[2, 3], None, {0}])
+    found = [sorted(tuple(items.tolist()) for items in prompt) for prompt in result.item_ids]
+    assert found == [[(2,), (3,)], [(0, 2), (1,), (3,)], [(0,)]]
 
 
 @pytest.mark.parametrize(

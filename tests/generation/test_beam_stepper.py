@@ -34,7 +34,11 @@ def test_requests_that_join_and_leave_at_random(rows: list[list[int]], seed: int
                 "beam_width": draw.choice([1, 2, 5, 512]),
                 "scope": draw.choice(["trie", "vocab"]),
                 "length_penalty": draw.choice([0.0, 1.0]),
+                "max_length": draw.choice([None, None, 1, 3]),
+                "item_filter": draw.choice([None, draw.sample(range(len(rows)), draw.randint(1, len(rows)))]),
             }
+            if settings_of[request]["beam_width"] == 512:
+                settings_of[request] |= {"num_beam_groups": 4, "diversity_penalty": 1.5}
             stepper.add_request(request, **settings_of[request])
             running.add(request)
         asked = stepper.rows()
@@ -67,12 +71,16 @@ def test_requests_that_join_and_leave_at_random(rows: list[list[int]], seed: int
     assert found.keys() | left == set(range(8))
     for request, items in found.items():
         chosen = settings_of[request]
+        allowed = chosen["item_filter"]
         expected = lock_step(
-            complete(trie),
+            complete(trie) if allowed is None else {(*rows[item], END) for item in allowed},
             lambda path, request=request: scores(request, path),
             chosen["beam_width"],
             chosen["scope"],
             chosen["length_penalty"],
+            max_length=chosen["max_length"],
+            groups=chosen.get("num_beam_groups", 1),
+            diversity_penalty=chosen.get("diversity_penalty", 0.0),
         )
         np.testing.assert_allclose(items.scores, [score for score, _ in expected], rtol=1e-5, atol=1e-5)
         assert [tuple(sequence) for sequence in items.sequences] == [path for _, path in expected]

@@ -237,6 +237,8 @@ def test_what_cannot_be_served_is_refused_by_name():
         TreeDecoder(model, torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 1], [1, 0, 1]]))
     with pytest.raises(ValueError, match="row 0 has no token"):
         TreeDecoder(model, torch.ones(1, 3, dtype=torch.long), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="encoder_outputs: LlamaForCausalLM has no encoder"):
+        TreeDecoder(model, encoder_outputs=torch.zeros(1, 3, 16))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         TreeDecoder(model)
     decoder = TreeDecoder(model, ids)

@@ -93,10 +93,11 @@ class BeamRequest:
     def _run(self, beam: Beam) -> list[int]:
         """Forced tokens behind a beam, without the one that completes a sequence: nothing is chosen behind it. No more
         than have been read so far: the beam may die before its end."""
-        if len(beam.children) != 1:
+        most = min(max(_PIECE, self._depth), self.rules.max_length - self._depth - 1)
+        if len(beam.children) != 1 or most == 0:
             return []
         forced = self._trie.forced_tokens(beam.state) if beam.matcher is None else beam.matcher.forced_tokens()
-        run: list[int] = forced[: max(_PIECE, self._depth)].tolist()
+        run: list[int] = forced[:most].tolist()
         if self._trie.is_leaf(self._trie.walk(run, beam.state)):
             run.pop()
         return run

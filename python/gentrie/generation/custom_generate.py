@@ -85,7 +85,7 @@ def trie_beam_search(
     """
     synced = kwargs.pop("synced_gpus", None)
     check_beam_settings(generation_config, stopping_criteria, trie)
-    groups = generation_config.num_beam_groups or 1
+    groups = getattr(generation_config, "num_beam_groups", None) or 1
     scope, temperature = scope_and_temperature(logits_processor, groups)
     prompts = prompt_arguments(model, input_ids, generation_config, kwargs)
     beams, wanted = generation_config.num_beams, generation_config.num_return_sequences
@@ -100,7 +100,7 @@ def trie_beam_search(
         length_penalty=generation_config.length_penalty,
         early_stopping=beams == 1 or generation_config.early_stopping,  # one beam is greedy search: its first end
         num_beam_groups=groups,
-        diversity_penalty=generation_config.diversity_penalty or 0.0,
+        diversity_penalty=getattr(generation_config, "diversity_penalty", None) or 0.0,
         item_filter=item_filter,
         item_scores=item_scores,
         alpha=alpha,
