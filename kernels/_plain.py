@@ -74,23 +74,17 @@ def blocks(
     indptr: torch.Tensor | None,
     tokens: torch.Tensor | None,
     node: torch.Tensor | None,
-    wanted: torch.Tensor | None = None,
 ) -> Iterator[Block]:
-    """All rows, or those of ``wanted`` (bool), in blocks of similar width; arguments as in ``topb_threshold``."""
-    total, device = num_rows(logits, rows, indptr, tokens), logits.device
-    every = torch.arange(total, device=device) if wanted is None else wanted.nonzero()[:, 0]
-    row = every if rows is None else rows[every]
-    if indptr is None:
-        whole = every.new_ones(len(every), dtype=torch.bool)
-    else:
-        number = every if node is None else node[every]
-        whole = number < 0
+    """All rows in blocks of similar width; arguments as in ``topb_threshold``."""
+    every = torch.arange(num_rows(logits, rows, indptr, tokens), device=logits.device)
+    row = every if rows is None else rows
     step = max(1, _CHUNK // max(1, logits.shape[-1]))
-    for at, place in zip(every[whole].split(step), row[whole].split(step), strict=True):
-        if len(at):
-            yield Block(at, place, None, None, torch.full_like(at, logits.shape[-1]))
-    if indptr is None or bool(whole.all()):
+    if indptr is None:
+        yield from _whole_rows(every, row, logits.shape[-1], step)
         return
+    number = every if node is None else node
+    whole = number < 0
+    yield from _whole_rows(every[whole], row[whole], logits.shape[-1], step)
     at, row, number = every[~whole], row[~whole], number[~whole]
     start, count = indptr[number], indptr[number + 1] - indptr[number]
     count, order = count.sort(descending=True, stable=True)
@@ -100,7 +94,7 @@ def blocks(
         widest = max(1, counts[first])
         last = min(len(counts), first + max(1, _CHUNK // widest))
         part = slice(first, last)
-        place = torch.arange(widest, device=device)
+        place = torch.arange(widest, device=logits.device)
         inside = place < count[part, None]
         column = torch.where(inside, start[part, None] + place, 0)
         if tokens is None:
@@ -109,6 +103,12 @@ def blocks(
             column = tokens[column].long() if len(tokens) else column
             yield Block(at[part], row[part], torch.where(inside, column, 0), inside, count[part])
         first = last
+
+
+def _whole_rows(at: torch.Tensor, row: torch.Tensor, width: int, step: int) -> Iterator[Block]:
+    for part, place in zip(at.split(step), row.split(step), strict=True):
+        if len(part):
+            yield Block(part, place, None, None, torch.full_like(part, width))
 
 
 def topb_threshold(

@@ -1,4 +1,4 @@
-"""Triton where it is installed. Without it kernels are plain functions that nothing calls: their modules import."""
+"""Triton where it is installed. Without it kernels are plain functions that nothing calls; their modules import."""
 
 from __future__ import annotations
 

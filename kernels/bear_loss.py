@@ -452,8 +452,8 @@ def bear_loss(
 
     The formulas are those of :func:`gentrie.training.bear_loss`. The gradient of the sum of ``losses`` is the one
     logits-sized tensor beside the logits, in their dtype and contiguous; what comes in from behind multiplies it row by
-    row in place, which costs nothing where it is 1 (under torch.compile into a second tensor). Repeated calls give equal
-    bits. On CUDA nothing waits for the device.
+    row in place, which costs nothing where it is 1 (under torch.compile into a second tensor). Repeated calls give
+    equal bits. On CUDA nothing waits for the device.
 
     Parameters
     ----------

@@ -84,12 +84,12 @@ def scan_columns(
     GROUP: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """Logsumexp at temperature ``tau`` and min(B, count)-th largest of the columns 0 to count (or of tokens 0 to count).
+    """Logsumexp at temperature ``tau`` and min(B, count)-th largest of the columns (or tokens) 0 to count.
 
     Every lane keeps its two largest, and every GROUP of lanes that one thread loads at once a running sum, so that
     nothing in the loop waits for another thread. The B-th largest of the groups' largest is a lower bound, and exact
     unless B lanes lie above it; the B-th largest of the lanes' largest is exact unless a lane's second lies above it.
-    Only then (about B * B / (2 * BLOCK) of all rows) is the row, by now in the L2 cache, read again for what lies above.
+    Only then (about B * B / (2 * BLOCK) of all rows) is the row, now in the L2 cache, read again for what lies above.
     """
     lane = tl.arange(0, BLOCK // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     factor = 1.4426950408889634 / tau

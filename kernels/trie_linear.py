@@ -8,6 +8,7 @@ with its rows of the head. Programs go through the tiles of all groups; small gr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -272,9 +273,9 @@ def head_gradient_kernel(
             into + slot[:, None] * size + k[None, :], total, mask=(n < num_tokens)[:, None] & (k < size)[None, :]
         )
         if HAS_BIAS:
-            if number % across == 0:
-                token = tl.load(tokens + first_token + n, mask=n < num_tokens, other=0).to(tl.int64)
-                tl.atomic_add(into_bias + token, of_bias, mask=n < num_tokens)
+            token = tl.load(tokens + first_token + n, mask=n < num_tokens, other=0).to(tl.int64)
+            once = (n < num_tokens) & (number % across == 0)
+            tl.atomic_add(into_bias + token, of_bias, mask=once)
 
 
 def _tiles(counts: torch.Tensor, size: int, times: torch.Tensor | int, only: torch.Tensor) -> torch.Tensor:
@@ -484,6 +485,11 @@ def _plain_groups(
         row, token, value = next_row, next_token, value + size
 
 
+def _full_precision(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """Products in the dtype of their inputs, whatever autocast says outside."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def _forward(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -501,10 +507,11 @@ def _forward(
     if hidden.is_cuda and usable() and dtype == torch.float32:
         launch_trie_linear(hidden, weight, bias, rows, group_rows, group_tokens, tokens, softcap, scale, values)
         return values
-    for row, token, place in _plain_groups(hidden, rows, group_rows, group_tokens, tokens):
-        logits = hidden[row].to(dtype) @ weight[token].to(dtype).T
-        logits = scale * (logits if bias is None else logits + bias[token].to(dtype))
-        values[place] = (logits if softcap is None else softcap * torch.tanh(logits / softcap)).flatten()
+    with _full_precision(hidden):
+        for row, token, place in _plain_groups(hidden, rows, group_rows, group_tokens, tokens):
+            logits = hidden[row].to(dtype) @ weight[token].to(dtype).T
+            logits = scale * (logits if bias is None else logits + bias[token].to(dtype))
+            values[place] = (logits if softcap is None else softcap * torch.tanh(logits / softcap)).flatten()
     return values
 
 
@@ -539,17 +546,18 @@ def _backward(
             )
     else:
         by_weight = torch.zeros_like(weight if of_weight else weight[:0], dtype=dtype)
-        for row, token, place in _plain_groups(hidden, rows, group_rows, group_tokens, tokens):
-            slope = gradient[place] * scale
-            if softcap is not None:
-                slope = slope * (1 - (values[place] / softcap).square())
-            slope = slope.reshape(len(row), len(token))
-            if of_hidden:
-                by_hidden[row] = (slope @ weight[token].to(dtype)).to(hidden.dtype)
-            if of_weight:
-                by_weight.index_add_(0, token, slope.T @ hidden[row].to(dtype))
-            if of_bias:
-                by_bias.index_add_(0, token, slope.sum(0))
+        with _full_precision(hidden):
+            for row, token, place in _plain_groups(hidden, rows, group_rows, group_tokens, tokens):
+                slope = gradient[place] * scale
+                if softcap is not None:
+                    slope = slope * (1 - (values[place] / softcap).square())
+                slope = slope.reshape(len(row), len(token))
+                if of_hidden:
+                    by_hidden[row] = (slope @ weight[token].to(dtype)).to(hidden.dtype)
+                if of_weight:
+                    by_weight.index_add_(0, token, slope.T @ hidden[row].to(dtype))
+                if of_bias:
+                    by_bias.index_add_(0, token, slope.sum(0))
     return by_hidden, by_weight.to(weight.dtype), by_bias if bias is None else by_bias.to(bias.dtype)
 
 
