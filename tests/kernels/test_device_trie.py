@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_lookups_in_torch_are_those_of_the_core(data: st.DataObject):
         assert lookups.num_left(states, allowed).tolist() == left
     token = torch.randint(0, case.trie.vocab_size, states.shape, generator=torch.Generator().manual_seed(0))
     following, indptr = case.trie.next_tokens_batch(known)
-    for row, (begin, end) in enumerate(zip(indptr[:-1], indptr[1:], strict=True)):
+    for row, (begin, end) in enumerate(pairwise(indptr.tolist())):
         if begin < end and row % 2:
             token[3 + row] = int(following[end - 1])
     assert torch.equal(ours.advance(states, token), core.advance(states, token))
@@ -88,7 +89,7 @@ def test_rows_are_added_and_removed_without_touching_others(place: str):
     assert [walk(-1), walk(3)] == [-1, -1]
     bank.remove(0)
     assert [walk(row) for row in range(3)] == [-1, before[1], -1]
-    wide = trie_of([[token] for token in range(4, 30)])
+    wide = trie_of([[token, 6] for token in range(4, 30)])
     assert bank.add(DeviceTrie(wide, place)) == 0
     former = bank.swap(1, DeviceTrie(tries[0], place))
     assert former == 2

@@ -94,7 +94,9 @@ def test_captured_graphs_see_new_states_and_a_swapped_catalog():
         states = trie_walk(history, None, None, BEGIN, eos, bank.descriptors, rows, None, None)
         masked.copy_(logits)
         trie_mask(masked, states, BEGIN, eos, True, bank.descriptors, rows, None, None)
-        return states, *beam_step(logits, states, scores, 1, 4, False, None, False, 8, bank.descriptors, rows, None, None)
+        return states, *beam_step(
+            logits, states, scores, 1, 4, False, None, False, 8, bank.descriptors, rows, None, None
+        )
 
     step()
     torch.cuda.synchronize()
