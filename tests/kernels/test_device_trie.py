@@ -26,11 +26,6 @@ def trie_of(rows: list[list[int]]) -> TokenTrie:
     return TokenTrie.from_sequences(rows, vocab_size=40)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def place(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.mark.parametrize("items", [False, True])
 def test_arrays_are_those_of_the_trie(place: str, items: bool):
     trie = TokenTrie.from_sequences(np.random.default_rng(0).integers(0, 999, (300, 5)), vocab_size=1000)

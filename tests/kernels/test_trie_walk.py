@@ -30,7 +30,7 @@ def expected(case: Case, item_filter: Any, row: list[int], start: int | None) ->
         on_dead="mask",
     )
     ids = torch.tensor([row], dtype=torch.int64)
-    lengths = None if start is None else rules._prompt_lengths
+    lengths = None if start is None else rules.prompt_lengths
     allowed, _ = rules._read(rules._reader, ids, lengths)
     if allowed is None:
         return _core.Verdict.FREE, []
