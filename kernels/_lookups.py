@@ -69,7 +69,8 @@ class TorchLookups:
 
     def _run_begins(self, targets: torch.Tensor) -> torch.Tensor:
         tables = self._tables
-        return tables.run_blocks[targets >> 6] + _packed(tables.run_offsets, tables.run_offset_bits, targets)
+        begins: torch.Tensor = tables.run_blocks[targets >> 6]
+        return begins + _packed(tables.run_offsets, tables.run_offset_bits, targets)
 
     def _run_lengths(self, targets: torch.Tensor) -> torch.Tensor:
         return self._run_begins(targets + 1) - self._run_begins(targets)
@@ -77,7 +78,8 @@ class TorchLookups:
     def _next_run_tokens(self, states: torch.Tensor) -> torch.Tensor:
         tables = self._tables
         position = self._run_begins((states & _TARGET_MASK) + 1) - (states >> _REMAINING_SHIFT)
-        return tables.vocabulary[_packed(tables.run_tokens, tables.run_token_bits, position)].long()
+        tokens: torch.Tensor = tables.vocabulary[_packed(tables.run_tokens, tables.run_token_bits, position)]
+        return tokens.long()
 
     def _edges(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``(row, edge, token)`` of every edge of the states that are nodes."""

@@ -36,7 +36,7 @@ def groups(
     zeros = torch.zeros(num_rows, dtype=torch.int64, device=descriptors.device)
     of_trie = zeros if trie_index is None else trie_index.long()
     of_filter = zeros if filter_index is None else filter_index.long()
-    for trie_row, filter_row in torch.stack([of_trie, of_filter], 1).unique(dim=0).tolist():
+    for trie_row, filter_row in sorted(set(zip(of_trie.tolist(), of_filter.tolist(), strict=True))):
         tables = tries[trie_row] if 0 <= trie_row < len(tries) else None
         if tables is None:
             continue

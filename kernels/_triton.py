@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,7 @@ HAS_TRITON = find_spec("triton") is not None
 triton: Any
 tl: Any
 if HAS_TRITON:
-    import triton  # type: ignore[no-redef]
-    import triton.language as tl  # type: ignore[no-redef]
+    triton, tl = import_module("triton"), import_module("triton.language")
 else:
     triton = SimpleNamespace(jit=lambda kernel: kernel)
     tl = SimpleNamespace(constexpr=lambda value: value)

@@ -3,7 +3,8 @@
 
 ``beam_select`` reads each row's valid tokens, a tile of children a program, and keeps the best of each tile with the
 tile's part of the normaliser. ``beam_reduce`` merges what the tiles and beams of a prompt kept, in as many rounds as
-its size takes; the last round sorts and looks up where the chosen tokens lead. No atomics: repeated runs give equal bits.
+its size takes; the last round sorts and looks up where the chosen tokens lead. There are no atomics: repeated runs give
+equal bits.
 """
 
 from __future__ import annotations
@@ -392,22 +393,15 @@ def beam_step(
     scores float32, parents (beam within the prompt), tokens and next states int64, each [P, beam_width], best first; of
     equal ones that of the first beam and lowest token first. Where there are fewer continuations, -inf and -1.
     """
-    found = [
-        reference.continuations(
-            rows,
-            logits[rows],
-            states[rows],
-            scores[rows],
-            over_vocab,
-            normalizers,
-            narrow,
-            lookups,
-            allowed,
-            vocabulary,
-        )
-        for rows, lookups, allowed, _, vocabulary in groups(len(logits), descriptors, trie_index, filters, filter_index)
-    ]
-    return reference.best_of_prompts(found, len(logits) // num_beams, num_beams, beam_width, logits.device)
+    found = []
+    for rows, lookups, allowed, _, vocabulary in groups(len(logits), descriptors, trie_index, filters, filter_index):
+        own = rows, logits[rows], states[rows], scores[rows]
+        known = None if normalizers is None else normalizers[rows]
+        found.append(reference.continuations(*own, over_vocab, known, narrow, lookups, allowed, vocabulary))
+    best: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = reference.best_of_prompts(
+        found, len(logits) // num_beams, num_beams, beam_width, logits.device
+    )
+    return best
 
 
 @beam_step.register_fake

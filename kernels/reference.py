@@ -97,7 +97,8 @@ def _lengths(history: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tenso
 def _is_leaf(lookups: Lookups, states: torch.Tensor) -> torch.Tensor:
     """Complete sequences: one is left and nothing may follow."""
     _, indptr = lookups.next_tokens(states, None)
-    return (states >= 0) & (indptr.diff() == 0)
+    is_leaf: torch.Tensor = (states >= 0) & (indptr.diff() == 0)
+    return is_leaf
 
 
 def trie_mask(
@@ -152,10 +153,7 @@ def continuations(
     values = logits.double()
     valid = torch.full_like(values, -torch.inf)
     valid[place, columns] = values[place, columns]
-    if normalizers is not None:
-        whole = normalizers[rows].double()
-    else:
-        whole = (values if over_vocab else valid).logsumexp(1)
+    whole = (values if over_vocab else valid).logsumexp(1) if normalizers is None else normalizers.double()
     added = valid[place, columns] - whole[place]
     total = scores[place].double() + torch.where(whole[place] == -torch.inf, -torch.inf, added)
     kept = total != -torch.inf

@@ -56,18 +56,19 @@ class HistoryRules:
             )
         self.trie = trie
         self.on_dead: str = _validate.choice("on_dead", on_dead, ("eos", "error", "mask"))
-        no_eos = not _validate.tokens_of("eos_token_id", eos_token_id, trie.vocab_size)
-        if begin_token_id is not None and no_eos and (unique is not False or on_dead == "eos"):
+        self.eos_token_ids = _validate.tokens_of("eos_token_id", eos_token_id, trie.vocab_size)
+        if begin_token_id is not None and not self.eos_token_ids and (unique is not False or on_dead == "eos"):
             raise ValueError(
                 "eos_token_id is missing: with begin_token_id it says where a turn ends, which unique and "
                 "on_dead='eos' need; give the model's, model.generation_config.eos_token_id"
             )
         self.begin_token_id = _validate.optional_token("begin_token_id", begin_token_id, trie.vocab_size)
-        self._prompt_lengths = _prompt_lengths(prompt_length)
-        constraints = [
-            make_constraint(trie, begin_token_id, eos_token_id, unique, row) for row in make_filters(trie, item_filter)
-        ]
-        self._reader = _core.HistoryReader(constraints, _after(after, trie.vocab_size), on_dead == "mask")
+        self.prompt_lengths = _prompt_lengths(prompt_length)
+        self.after = _after(after, trie.vocab_size)
+        self.unique = unique
+        self.filters = make_filters(trie, item_filter)
+        constraints = [make_constraint(trie, begin_token_id, eos_token_id, unique, row) for row in self.filters]
+        self._reader = _core.HistoryReader(constraints, self.after, on_dead == "mask")
 
     def allowed(self, input_ids: torch.Tensor) -> _core.AllowedRows | None:
         """What each row of [batch, length] on the CPU may go on with; None where every row may with anything.
@@ -79,7 +80,7 @@ class HistoryRules:
             ``after``; if a prompt length exceeds the history; if a complete response may not end because no token
             says how.
         """
-        allowed, ids = self._read(self._reader, input_ids, self._prompt_lengths)
+        allowed, ids = self._read(self._reader, input_ids, self.prompt_lengths)
         if allowed is not None and not allowed.is_open:
             if self.on_dead == "eos" and allowed.num_dead == len(ids):
                 self._refuse_row(allowed, ids, _core.Verdict.DEAD)
@@ -92,7 +93,7 @@ class HistoryRules:
         ``batch_id`` is the prompt's number. One history cannot tell a beam that fills up from a mistake, so that a
         history that has left the trie raises under ``on_dead="error"`` only.
         """
-        reader, lengths = self._reader, self._prompt_lengths
+        reader, lengths = self._reader, self.prompt_lengths
         if reader.num_constraints > 1:
             reader = reader.row(_validate.integer("batch_id", batch_id, 0, reader.num_constraints - 1))
         if lengths is not None and lengths.size > 1:

@@ -27,3 +27,9 @@ def device() -> str:
     if not isinstance(language.sum, InterpretedFunction):
         pytest.skip("triton was imported before TRITON_INTERPRET=1 was set")
     return "cpu"
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def place(request: pytest.FixtureRequest) -> str:
+    """Each kind of device for what runs without the interpreter."""
+    return str(request.param)

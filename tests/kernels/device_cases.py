@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from histories import Case, cases, tokens_met
 from hypothesis import strategies as st
@@ -80,3 +83,17 @@ def states_of(trie: TokenTrie) -> list[int]:
     values, indptr, _, _ = trie.to_sequences()
     rows = [values[begin:end] for begin, end in pairwise(indptr)]
     return sorted({trie.walk(row[:length]) for row in rows for length in range(len(row) + 1)})
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """New tensors hold what no result may hold: an element that a kernel does not write shows."""
+    empty = torch.empty
+
+    def filled(*shape: Any, **options: Any) -> torch.Tensor:
+        made = empty(*shape, **options)
+        return made.fill_(float("nan") if made.is_floating_point() else -(2**30) - 7)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", filled)
+        yield

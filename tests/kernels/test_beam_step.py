@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from device_cases import cases, filter_of, make_resident, states_of, strided, with_closed
+from device_cases import cases, filter_of, make_resident, poisoned, states_of, strided, with_closed
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
@@ -110,7 +110,8 @@ def test_step_takes_the_best(device: str, dtype: torch.dtype, data: st.DataObjec
             patch.setattr(module, "_MAX_TILE", 16)
             patch.setattr(module, "_MAX_KEYS", 64)
             patch.setattr(module, "_COLUMNS", 64)
-        check(launch_beam_step(*arguments), prompts, beam_width)
+        with poisoned():
+            check(launch_beam_step(*arguments), prompts, beam_width)
     check(beam_step(*arguments), prompts, beam_width)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from device_cases import Case, as_batch, cases, filter_of, make_resident, strided, tokens_met, with_closed
+from device_cases import Case, as_batch, cases, filter_of, make_resident, poisoned, strided, tokens_met, with_closed
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import EOS, examples
@@ -30,7 +30,7 @@ def expected(case: Case, item_filter: Any, row: list[int], start: int | None) ->
         on_dead="mask",
     )
     ids = torch.tensor([row], dtype=torch.int64)
-    lengths = None if start is None else rules._prompt_lengths
+    lengths = None if start is None else rules.prompt_lengths
     allowed, _ = rules._read(rules._reader, ids, lengths)
     if allowed is None:
         return _core.Verdict.FREE, []
@@ -74,7 +74,8 @@ def test_walk_reads_histories_as_the_processor_does(device: str, data: st.DataOb
         resident.filters.descriptors,
         torch.full((len(rows),), resident.filter_rows[0], device=device),
     )
-    states = launch_trie_walk(*arguments)
+    with poisoned():
+        states = launch_trie_walk(*arguments)
     assert torch.equal(states, trie_walk(*arguments))
     for index, (row, state) in enumerate(zip(rows, states.tolist(), strict=True)):
         want = expected(case, item_filter, row, None if starts is None else starts[index])

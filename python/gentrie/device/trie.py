@@ -144,8 +144,8 @@ class DeviceFilter:
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        words = self.tables.leaf_words
-        return self.tables.closed_leaves.nbytes + (0 if words is None else words.nbytes)
+        parts = [self.tables.closed_leaves, self.tables.leaf_words]
+        return sum(int(part.nbytes) for part in parts if part is not None)
 
 
 class _CoreLookups:

@@ -12,6 +12,7 @@ from transformers import LogitsProcessor
 
 from gentrie import _core, _validate
 from gentrie.bitmask import minus_infinity
+from gentrie.device.masker import DeviceMasker
 from gentrie.history import HistoryRules
 from gentrie.trie import TokenTrie
 
@@ -33,6 +34,9 @@ class TrieLogitsProcessor(LogitsProcessor):
     *Triggered* (``begin_token_id``; RecLM-cgen): free text until the begin token, an item until its last token, free
     text again, any number of times. *Whole response* (``prompt_length`` or ``after``; BEAR, semantic ids): the
     response is one item.
+
+    On a GPU histories are read and scores masked there, and no call waits for the device: what is wrong with one is
+    raised at a later one or by :meth:`check`. ``unique`` and ``on_dead="error"`` bring each history to the host.
 
     The processor reads each history anew and keeps nothing: one instance serves any number of ``generate`` calls,
     greedy, sampling or beam search, batches padded on either side. It returns a new tensor and never writes to its
@@ -97,12 +101,17 @@ class TrieLogitsProcessor(LogitsProcessor):
             item_filter=item_filter,
             on_dead=on_dead,
         )
+        self._maskers: dict[torch.device, DeviceMasker] = {}
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [batch, vocabulary] with -inf wherever a token may not follow ``input_ids`` [batch, length]."""
         ids, values = _validate.history_and_scores(input_ids, scores, self._rules.trie.vocab_size)
         is_on_cpu = values.device.type == "cpu"
         infinity = minus_infinity(values.dtype)
+        if values.is_cuda and self._rules.unique is False and self._rules.on_dead != "error":
+            if values.device not in self._maskers:
+                self._maskers[values.device] = DeviceMasker(self._rules, values.device)
+            return self._maskers[values.device](ids, values)  # type: ignore[return-value]
         allowed = self._rules.allowed(ids if is_on_cpu else ids.cpu())
         if allowed is None:
             return values.clone()  # type: ignore[return-value]
@@ -122,6 +131,17 @@ class TrieLogitsProcessor(LogitsProcessor):
             _LAST_RESORT_BITS[values.dtype],
         )
         return masked  # type: ignore[return-value]
+
+    def check(self) -> None:
+        """Wait for the GPU and raise what was wrong with the calls so far; on the CPU they have raised it themselves.
+
+        Raises
+        ------
+        ValueError
+            If at a call every row had left the trie, or a row could not go on and no token says how to end it.
+        """
+        for masker in self._maskers.values():
+            masker.check()
 
 
 def mask_with_torch(allowed: _core.AllowedRows, begin_token_id: int, scores: torch.Tensor) -> torch.Tensor:

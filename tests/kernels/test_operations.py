@@ -1,0 +1,187 @@
+"""The operations as torch sees them: schemas, fakes, compilation, CUDA graphs; and kernels compiled without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gentrie import ItemFilter, TokenTrie
+from gentrie.device import DeviceFilter, DeviceTrie, TrieBank
+from gentrie.kernels.beam_step import beam_step
+from gentrie.kernels.trie_mask import trie_mask
+from gentrie.kernels.trie_walk import trie_walk
+
+BEGIN, EOS = 0, 1
+ROWS = [[5, 6, 7], [5, 6, 8], [5, 9], [10]]
+OTHER_ROWS = [[5, 6, 11], [12, 13]]
+WIDTH = 33
+HISTORIES = torch.tensor([[3, BEGIN, 5, 6], [3, 3, BEGIN, 5], [3, BEGIN, 10, 3], [3, BEGIN, 10, EOS], [2, 2, 2, BEGIN]])
+
+
+def trie_of(rows: list[list[int]]) -> TokenTrie:
+    return TokenTrie.from_sequences(rows, vocab_size=32)
+
+
+class Inputs:
+    """Arguments of each operation for one trie with a filter."""
+
+    def __init__(self, device: str) -> None:
+        self.trie = trie_of(ROWS)
+        self.resident = DeviceTrie(self.trie, device)
+        self.filter = DeviceFilter(ItemFilter.from_item_ids(self.trie, [0, 2]), device)
+        self.eos = torch.tensor([EOS], device=device)
+        self.states = torch.tensor([self.trie.walk([5, 6]), self.trie.walk([5]), -2, -1, 0], device=device)
+        self.logits = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0)).to(device)
+        self.tries = (self.resident.descriptors, None, self.filter.descriptors, None)
+
+    def walk(self) -> tuple[Any, ...]:
+        return HISTORIES.to(self.resident.device), None, None, BEGIN, self.eos, *self.tries
+
+    def mask(self) -> tuple[Any, ...]:
+        return self.logits.clone(), self.states, BEGIN, self.eos, True, *self.tries
+
+    def beam(self) -> tuple[Any, ...]:
+        scores = torch.arange(5, device=self.logits.device) * -0.5
+        return self.logits, self.states, scores, 5, 3, True, None, False, 0, *self.tries
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def inputs(request: pytest.FixtureRequest) -> Inputs:
+    return Inputs(request.param)
+
+
+@pytest.mark.parametrize("operation", ["walk", "mask", "beam"])
+def test_operations_keep_the_rules_of_torch(inputs: Inputs, operation: str):
+    function = {"walk": trie_walk, "mask": trie_mask, "beam": beam_step}[operation]
+    torch.library.opcheck(function, getattr(inputs, operation)())
+
+
+def test_operations_compile_as_one_graph(inputs: Inputs):
+    def step(walk: Any, mask: Any, beam: Any) -> Any:
+        states = trie_walk(*walk)
+        trie_mask(mask[0], states, *mask[2:])
+        return states, mask[0], beam_step(beam[0] + 1, states, *beam[2:])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    eager = step(inputs.walk(), inputs.mask(), inputs.beam())
+    traced = compiled(inputs.walk(), inputs.mask(), inputs.beam())
+    torch.testing.assert_close(traced, eager, rtol=0, atol=0)
+    assert eager[0].tolist() == [inputs.trie.walk([5, 6]), inputs.trie.walk([5]), -2, -2, 0]
+
+
+@pytest.mark.gpu
+def test_captured_graphs_see_new_states_and_a_swapped_catalog():
+    """Rows of the former catalog finish on it, new ones start on the new one, in one captured graph."""
+    old, new = trie_of(ROWS), trie_of(OTHER_ROWS)
+    bank = TrieBank("cuda", capacity=2, max_branching=8)
+    slot = bank.add(DeviceTrie(old, "cuda"))
+    eos = torch.tensor([EOS], device="cuda")
+    history = HISTORIES.to("cuda")
+    rows = torch.full((len(history),), slot, device="cuda")
+    scores = torch.zeros(len(history), device="cuda")
+    logits = torch.randn(len(history), WIDTH, device="cuda")
+    masked = torch.empty_like(logits)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        states = trie_walk(history, None, None, BEGIN, eos, bank.descriptors, rows, None, None)
+        masked.copy_(logits)
+        trie_mask(masked, states, BEGIN, eos, True, bank.descriptors, rows, None, None)
+        return states, *beam_step(
+            logits, states, scores, 1, 4, False, None, False, 8, bank.descriptors, rows, None, None
+        )
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+
+    def check(tries: list[TokenTrie], histories: torch.Tensor) -> None:
+        history.copy_(histories)
+        graph.replay()
+        torch.cuda.synchronize()
+        for row, trie in enumerate(tries):
+            resident = DeviceTrie(trie, "cpu")
+            ids = histories[row : row + 1]
+            state = trie_walk(ids, None, None, BEGIN, eos.cpu(), resident.descriptors, None, None, None)
+            assert captured[0][row].item() == state.item()
+            expected = logits[row : row + 1].cpu()
+            best = beam_step(
+                expected, state, torch.zeros(1), 1, 4, False, None, False, 8, resident.descriptors, None, None, None
+            )
+            trie_mask(expected, state, BEGIN, eos.cpu(), True, resident.descriptors, None, None, None)
+            assert torch.equal(masked[row : row + 1].cpu(), expected)
+            assert captured[3][row].tolist() == best[2][0].tolist()
+            assert captured[4][row].tolist() == best[3][0].tolist()
+
+    check([old] * 5, HISTORIES)
+    changed = torch.tensor([[3, 3, BEGIN, 5], [3, BEGIN, 5, 6], [2, 2, 2, BEGIN], [BEGIN, 5, 6, 8], [3, BEGIN, 5, 9]])
+    check([old] * 5, changed)
+    former = bank.swap(slot, DeviceTrie(new, "cuda"))
+    rows[:2] = former
+    check([old, old, new, new, new], changed)
+    bank.remove(former)
+    rows[:2] = slot
+    check([new] * 5, changed)
+
+
+@pytest.mark.gpu
+def test_operations_do_not_wait_for_the_host():
+    inputs = Inputs("cuda")
+    arguments = inputs.walk(), inputs.mask(), inputs.beam()
+    for operation, given in zip((trie_walk, trie_mask, beam_step), arguments, strict=True):
+        operation(*given)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for operation, given in zip((trie_walk, trie_mask, beam_step), arguments, strict=True):
+            operation(*given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def run_python(code: list[str], **environment: str) -> str:
+    clean = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *code], capture_output=True, text=True, env={**clean, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_kernels_compile_for_hopper():
+    pytest.importorskip("triton")
+    lines = run_python([str(Path(__file__).with_name("sm90.py"))]).splitlines()
+    compiled = [json.loads(line) for line in lines]
+    assert {case["name"].split("_")[0] for case in compiled} == {"trie", "beam", "row"}
+    assert all(case["cubin"] > 0 and case["shared"] <= 48 << 10 for case in compiled)
+
+
+def test_without_triton_everything_imports_and_the_cpu_works():
+    code = """
+import sys
+sys.modules["triton"] = None
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else found(name, *rest)
+import torch
+from gentrie import TokenTrie
+from gentrie.device import DeviceTrie
+from gentrie.kernels import beam_step, trie_mask, trie_walk
+trie = DeviceTrie(TokenTrie.from_sequences([[5, 6], [7]], vocab_size=9), "cpu")
+eos = torch.tensor([1])
+states = trie_walk.trie_walk(torch.tensor([[0, 5]]), None, None, 0, eos, trie.descriptors, None, None, None)
+logits = torch.zeros(1, 9)
+trie_mask.trie_mask(logits, states, 0, eos, True, trie.descriptors, None, None, None)
+assert logits.isneginf().sum() == 8 and logits[0, 6] == 0
+assert not torch.cuda.is_initialized()
+print("done")
+"""
+    assert run_python(["-c", code]).strip() == "done"
