@@ -12,9 +12,8 @@ from gentrie import _validate
 from gentrie.training import _arguments
 from gentrie.training._moments import first_logits
 from gentrie.training._reduce import LossStats, Reducer, Reduction
-from gentrie.training._rows import LabelRows, OnInvalid, Scope
+from gentrie.training._rows import FilteredTrie, LabelRows, OnInvalid, Scope
 from gentrie.training._scores import Scores, Source
-from gentrie.trie import TokenTrie
 
 ScopeName = Literal["trie", "vocab"]
 
@@ -48,7 +47,7 @@ class Objective(Protocol):
 def loss(
     source: Source,
     labels: torch.Tensor,
-    trie: TokenTrie | None,
+    catalog: FilteredTrie | None,
     objective: Objective,
     *,
     states: object,
@@ -74,7 +73,7 @@ def loss(
     scope, scores = scored(
         source,
         labels,
-        trie,
+        catalog,
         objective,
         states=states,
         tau=tau,
@@ -94,7 +93,7 @@ def loss(
             num_invalid=scope.rows.num_invalid,
             normalizer=divisor,
             mean_log_prob=scores.log_prob.detach().sum() / max(1, num_labels),
-            first_logits=None if trie is None else first_logits(source, scope, trie),
+            first_logits=None if catalog is None else first_logits(source, scope, catalog),
             **objective.describe(scores, scope),
         )
     return value, stats
@@ -103,7 +102,7 @@ def loss(
 def scored(
     source: Source,
     labels: torch.Tensor,
-    trie: TokenTrie | None,
+    catalog: FilteredTrie | None,
     objective: Objective,
     *,
     states: object,
@@ -114,7 +113,7 @@ def scored(
     """Look the labels up and score them."""
     temperature = _arguments.temperature(tau, source.device, source.dtype)
     rows = LabelRows.of(
-        trie,
+        catalog,
         labels,
         states,
         ignore_index=_validate.integer("ignore_index", ignore_index, -(2**63), 2**63 - 1),
