@@ -226,8 +226,17 @@ void bind_trie(py::module_& module) {
           },
           arg("path"), arg("metadata"), py::call_guard<py::gil_scoped_release>())
       .def(
-          "verify", [](const Trie& trie) { verify_trie(trie, 0, check_signals); },
-          py::call_guard<py::gil_scoped_release>())
+          "verify",
+          [](const Trie& trie, const py::object& progress) {
+            const py::gil_scoped_release no_gil;
+            verify_trie(trie, 0, [&](double share) {
+              check_signals();
+              const py::gil_scoped_acquire gil;
+              const std::uint32_t total = trie.view().num_leaves;
+              if (!progress.is_none()) progress(static_cast<std::uint32_t>(share * total), total);
+            });
+          },
+          arg("progress"))
       .def_property_readonly("num_items", [](const Trie& trie) { return trie.view().num_items; })
       .def_property_readonly("num_sequences", [](const Trie& trie) { return trie.view().num_leaves; })
       .def_property_readonly("vocab_size", [](const Trie& trie) { return trie.view().vocab_size; })

@@ -51,6 +51,16 @@ std::string fingerprint_of(const TrieHeader& header, const ArrayTable& arrays,
 
 namespace {
 
+/// The longest stretch of the vocabulary without gaps; none where it holds less than half: titles'.
+TokenStretch find_codes(const Token* vocabulary, std::uint32_t num_tokens) {
+  TokenStretch longest;
+  for (std::uint32_t begin = 0, end; begin < num_tokens; begin = end) {
+    for (end = begin + 1; end < num_tokens && vocabulary[end] - std::int64_t{1} == vocabulary[end - 1];) ++end;
+    if (end - begin > longest.size) longest = {vocabulary[begin], begin, end - begin};
+  }
+  return longest.size >= num_tokens - longest.size ? longest : TokenStretch{};
+}
+
 TrieView make_view(const TrieHeader& header, const ArrayTable& arrays) {
   const auto at = [&](ArrayId id) -> const ArrayRef& { return arrays[static_cast<std::size_t>(id)]; };
   TrieView view;
@@ -68,6 +78,7 @@ TrieView make_view(const TrieHeader& header, const ArrayTable& arrays) {
   view.item_id_bytes = at(ArrayId::kItemIds).itemsize;
 
   view.vocabulary = static_cast<const Token*>(at(ArrayId::kVocabulary).data);
+  view.codes = find_codes(view.vocabulary, view.num_tokens);
   view.edge_indptr = static_cast<const std::uint32_t*>(at(ArrayId::kEdgeIndptr).data);
   view.edge_tokens = at(ArrayId::kEdgeTokens).data;
   view.edge_to_node.words = static_cast<const std::uint64_t*>(at(ArrayId::kEdgeToNode).data);

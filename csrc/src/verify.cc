@@ -66,15 +66,20 @@ void check_items(const TrieView& view, std::uint32_t begin, std::uint32_t end) {
 
 }  // namespace
 
-void verify_trie(const Trie& trie, int num_threads, const std::function<void()>& poll) {
+void verify_trie(const Trie& trie, int num_threads, const std::function<void(double)>& tick) {
   if (num_threads <= 0) num_threads = default_num_threads();
-  const auto tick = [&poll](std::uint64_t) {
-    if (poll) poll();
+  double share = 0.0;  // of the work done before the loop at hand
+  const auto part = [&tick, &share](double size, std::uint64_t count) {
+    const double from = share;
+    share += size;
+    return [&tick, from, size, count](std::uint64_t done) {
+      if (tick) tick(from + size * static_cast<double>(done) / static_cast<double>(std::max(count, std::uint64_t{1})));
+    };
   };
   if (fingerprint_of(trie.header(), trie.arrays(), checksums_of(trie.arrays(), num_threads)) != trie.fingerprint()) {
     throw FormatError("an array was altered: the checksums differ");
   }
-  tick(0);
+  part(0.2, 1)(1);
   const TrieView& view = trie.view();
   check_vocabulary(view);
   require(view.edge_indptr[0] == 0 && view.edge_indptr[view.num_nodes] == view.num_edges,
@@ -88,7 +93,7 @@ void verify_trie(const Trie& trie, int num_threads, const std::function<void()>&
       [&](std::uint64_t begin, std::uint64_t end) {
         check_nodes(view, static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end));
       },
-      tick);
+      part(0.3, view.num_nodes));
   require(view.run_begin(0) == 0 && view.run_begin(view.num_targets()) == view.num_run_tokens,
           "run_offsets do not span the run tokens");
   parallel_for(
@@ -98,7 +103,7 @@ void verify_trie(const Trie& trie, int num_threads, const std::function<void()>&
           require(view.run_end(target) >= view.run_begin(target), "run_offsets are not ascending");
         }
       },
-      tick);
+      part(0.2, view.num_targets()));
   parallel_for(
       view.num_run_tokens, num_threads, kPerChunk,
       [&](std::uint64_t begin, std::uint64_t end) {
@@ -106,14 +111,15 @@ void verify_trie(const Trie& trie, int num_threads, const std::function<void()>&
           require(view.run_tokens[at] < view.num_tokens, "run_tokens holds an index beyond the vocabulary");
         }
       },
-      tick);
+      part(0.1, view.num_run_tokens));
   require(view.items_of_leaf(0).first == 0, "item_indptr does not span the items");
   parallel_for(
       view.num_leaves, num_threads, kPerChunk,
       [&](std::uint64_t begin, std::uint64_t end) {
         check_items(view, static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end));
       },
-      tick);
+      part(0.2, view.num_leaves));
+  if (tick) tick(1.0);
 }
 
 }  // namespace gentrie

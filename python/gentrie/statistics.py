@@ -6,6 +6,7 @@ part at a node of depth d, so the lengths of the common prefixes of neighbours s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,13 +92,15 @@ class CatalogStatistics:
     levels: tuple[Level, ...]
 
     @classmethod
-    def of(cls, trie: TokenTrie) -> CatalogStatistics:
-        """Compute the statistics of a trie."""
+    def of(cls, trie: TokenTrie, *, progress: bool = False) -> CatalogStatistics:
+        """Compute the statistics of a trie, with progress bars on stderr where asked for."""
         values, indptr, _, item_indptr = trie.to_sequences()
-        return catalog_statistics(values, indptr, np.diff(item_indptr))
+        return catalog_statistics(values, indptr, np.diff(item_indptr), progress=progress)
 
 
-def catalog_statistics(values: npt.NDArray[np.integer], indptr: _Ints, items_per_sequence: _Ints) -> CatalogStatistics:
+def catalog_statistics(
+    values: npt.NDArray[np.integer], indptr: _Ints, items_per_sequence: _Ints, *, progress: bool = False
+) -> CatalogStatistics:
     """Compute statistics from sorted distinct sequences, in time linear in their tokens.
 
     Parameters
@@ -108,16 +111,18 @@ def catalog_statistics(values: npt.NDArray[np.integer], indptr: _Ints, items_per
         int64 [S + 1]: where each sequence begins and ends in ``values``.
     items_per_sequence
         int64 [S], at least 1: the items that each sequence stands for.
+    progress
+        Show progress bars on stderr.
     """
     lengths = np.diff(indptr)
-    shared = common_prefix_lengths(values, indptr)
+    shared = common_prefix_lengths(values, indptr, progress=progress)
     chosen_steps = np.zeros(lengths.size + 1, dtype=np.int64)
     valid_over_branching = 0
     children_counts = []
     items_before = np.concatenate([[0], np.cumsum(items_per_sequence)])
     # A node of depth d is a run of neighbours that share at least d tokens; each neighbour in it that shares
     # exactly d begins another child.
-    for depth in np.unique(shared):
+    for depth in _watched(np.unique(shared), "counting branches", progress):
         ends_run = np.flatnonzero(np.concatenate([shared < depth, [True]]))
         parting = np.flatnonzero(shared == depth)
         run, extra_children = np.unique(np.searchsorted(ends_run, parting), return_counts=True)
@@ -159,18 +164,27 @@ def catalog_statistics(values: npt.NDArray[np.integer], indptr: _Ints, items_per
     )
 
 
-def common_prefix_lengths(values: npt.NDArray[np.integer], indptr: _Ints) -> _Ints:
+def _watched(depths: Iterable[int], description: str, progress: bool) -> Iterable[int]:
+    if not progress:
+        return depths
+    from tqdm import tqdm
+
+    bar: Iterable[int] = tqdm(depths, desc=description, unit="depth")
+    return bar
+
+
+def common_prefix_lengths(values: npt.NDArray[np.integer], indptr: _Ints, *, progress: bool = False) -> _Ints:
     """Return int64 [S - 1]: how many first tokens each of S sequences has in common with the next one."""
     lengths = np.diff(indptr)
     shared = np.zeros(max(lengths.size - 1, 0), dtype=np.int64)
     pairs = np.arange(shared.size)
     limit = np.minimum(lengths[:-1], lengths[1:])
-    depth = 0
-    while pairs.size:
+    for depth in _watched(range(int(limit.max(initial=0))), "comparing neighbours", progress):
+        if not pairs.size:
+            break
         pairs = pairs[limit[pairs] > depth]
         pairs = pairs[values[indptr[pairs] + depth] == values[indptr[pairs + 1] + depth]]
-        depth += 1
-        shared[pairs] = depth
+        shared[pairs] = depth + 1
     return shared
 
 

@@ -168,6 +168,8 @@ class TokenTrie:
         end_token_id: int | None = None,
         item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
         vocab_size: int | None = None,
+        num_threads: int | None = None,
+        memory_limit: int | None = None,
         progress: bool = False,
     ) -> TokenTrie:
         """Build from titles, as the model will write them.
@@ -186,23 +188,34 @@ class TokenTrie:
             must be joined as ids, never as text.
         end_token_id
             As in :meth:`from_sequences`; needed where one title's tokens are a prefix of another's.
-        item_ids
+        item_ids, num_threads
             As in :meth:`from_sequences`.
         vocab_size
             Default: ``len(tokenizer)``.
+        memory_limit
+            As in :meth:`from_sequences`; titles and their tokens are the input, and not counted.
         progress
             Show progress bars on stderr.
 
         Raises
         ------
-        ValueError, TypeError
+        ValueError, TypeError, MemoryError
             Naming the row: an empty title, one that is no str, a context whose tokens are not a prefix of the whole
             encoding; and what :meth:`from_sequences` refuses.
         """
         values, indptr = encode_titles(titles, tokenizer, template=template, context=context, progress=progress)
         if vocab_size is None:
             vocab_size = vocab_size_of(tokenizer)
-        trie = cls._build(values, indptr, vocab_size, end_token_id=end_token_id, item_ids=item_ids, progress=progress)
+        trie = cls._build(
+            values,
+            indptr,
+            vocab_size,
+            end_token_id=end_token_id,
+            item_ids=item_ids,
+            num_threads=num_threads,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
         trie._metadata = {
             _TOKENIZER_KEY: tokenizer_fingerprint(tokenizer, trie.vocabulary),
             "template": template,
@@ -359,15 +372,21 @@ class TokenTrie:
                 raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")
         return trie
 
-    def verify(self) -> None:
-        """Check every array against the fingerprint and against the others.
+    def verify(self, *, progress: bool = False) -> None:
+        """Check every array against the fingerprint and against the others, on all processors.
+
+        Parameters
+        ----------
+        progress
+            Show a progress bar on stderr.
 
         Raises
         ------
         ValueError
             Naming what does not fit.
         """
-        self._core.verify()
+        with progress_bar("verifying", self.num_sequences) if progress else nullcontext() as report:
+            self._core.verify(report)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a tokenizer that would write this catalog's titles differently from the one at build.

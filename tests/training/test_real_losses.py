@@ -13,7 +13,7 @@ from gentrie import TokenTrie
 from gentrie.bench.baselines.dense_losses import dense_bear_loss
 from gentrie.datasets import Catalog
 from gentrie.training import bear_loss, linear_bear_loss
-from gentrie.training._rows import LabelRows
+from gentrie.training._rows import FilteredTrie, LabelRows
 
 DATA = Path(os.environ.get("GENTRIE_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 TITLES = DATA / "toy" / "catalog.jsonl"
@@ -65,7 +65,9 @@ def test_states_and_valid_sets_of_ten_thousand_samples(trie: TokenTrie) -> None:
     labels = np.full((len(chosen), int(lengths.max())), -100)
     for row, title in zip(labels, chosen, strict=True):
         row[: indptr[title + 1] - indptr[title]] = values[indptr[title] : indptr[title + 1]]
-    rows = LabelRows.of(trie, torch.from_numpy(labels), None, ignore_index=-100, width=VOCAB_SIZE, on_invalid="error")
+    rows = LabelRows.of(
+        FilteredTrie(trie), torch.from_numpy(labels), None, ignore_index=-100, width=VOCAB_SIZE, on_invalid="error"
+    )
     arrays = (rows.row, rows.label, rows.node, rows.place, rows.num_valid, rows.states, rows.tokens, rows.indptr)
     assert sum(array.nbytes for array in arrays) < 10e6
     assert len(rows.row) == lengths.sum()

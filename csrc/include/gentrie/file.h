@@ -34,8 +34,9 @@ struct LoadOptions {
 std::shared_ptr<const Trie> load_trie(const std::string& path, const LoadOptions& options = {});
 
 /// Recomputes every checksum and checks what the arrays say of each other, on `num_threads` (0: as many as
-/// default_num_threads()). `poll` as in save_trie(). \throws FormatError
-void verify_trie(const Trie& trie, int num_threads = 0, const std::function<void()>& poll = {});
+/// default_num_threads()). `tick`, where given, is called with the share of the work done, and may throw to stop it.
+/// \throws FormatError
+void verify_trie(const Trie& trie, int num_threads = 0, const std::function<void(double)>& tick = {});
 
 }  // namespace gentrie
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "gentrie/packed.h"
+#include "gentrie/sorted_search.h"
 #include "gentrie/types.h"
 
 namespace gentrie {
@@ -51,6 +52,7 @@ struct TrieView {
   std::uint32_t item_id_bytes = 4;
 
   const Token* vocabulary = nullptr;           ///< [num_tokens] distinct token ids, ascending
+  TokenStretch codes;                          ///< of the vocabulary, where one holds at least half of it
   const std::uint32_t* edge_indptr = nullptr;  ///< [num_nodes + 1]
   const void* edge_tokens = nullptr;           ///< [num_edges] indices into vocabulary, 1, 2 or 4 bytes
   RankedBitmap edge_to_node;                   ///< [num_edges] 1: leads to a node, 0: to a leaf
@@ -104,9 +106,9 @@ struct TrieView {
 
   /// Index of `token` in the vocabulary, or num_tokens if the catalog does not use it.
   std::uint32_t index_of(Token token) const {
-    const Token* const found = std::lower_bound(vocabulary, vocabulary + num_tokens, token);
-    return found != vocabulary + num_tokens && *found == token ? static_cast<std::uint32_t>(found - vocabulary)
-                                                               : num_tokens;
+    if (codes.contains(token)) return codes.index_of(token);
+    const auto at = [this](std::uint32_t index) { return vocabulary[index]; };
+    return find_ascending(0, num_tokens, at, token, num_tokens);
   }
 
   EdgeRange edges(std::uint32_t node) const {
@@ -125,8 +127,7 @@ struct TrieView {
     }
   }
 
-  /// The edge of `range` that begins with `token`, or range.end. Edges of a node ascend in token id as in index, so the
-  /// few that a node has are searched by id: cheaper than finding the token's index in the vocabulary first.
+  /// The edge of `range` that begins with `token`, or range.end.
   std::uint32_t find_edge(EdgeRange range, Token token) const {
     switch (edge_token_bytes) {
       case 1:
@@ -253,15 +254,18 @@ struct TrieView {
     return {begin, begin + std::min(count, num_leaves - begin)};
   }
 
+  /// Edges of a node ascend in token id as in index. By index is faster, but where the index is not known at once a
+  /// few edges are searched by id, which costs less than finding it.
   template <typename T>
   std::uint32_t find_edge_in(const T* indices, EdgeRange range, Token token) const {
-    std::uint32_t begin = range.begin, length = range.size();
-    while (length > 1) {  // the comparison becomes a conditional move: no branch to mispredict
-      const std::uint32_t half = length / 2;
-      begin += token_at(indices[begin + half - 1]) < token ? half : 0;
-      length -= half;
+    constexpr std::uint32_t kMany = 512;
+    if (range.size() >= kMany || codes.contains(token)) {
+      return range.begin + find_distinct(indices + range.begin, range.size(), index_of(token), num_tokens);
     }
-    return length == 1 && token_at(indices[begin]) == token ? begin : range.end;
+    const auto at = [indices, tokens = vocabulary, last = num_tokens - 1](std::uint32_t edge) {
+      return tokens[std::min<std::uint32_t>(indices[edge], last)];
+    };
+    return find_ascending(range.begin, range.end, at, token, range.end);
   }
 };
 

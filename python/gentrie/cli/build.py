@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from enum import Enum
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +17,17 @@ if TYPE_CHECKING:
 
     from gentrie import TokenTrie
 
+_BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _FORMATS = "text, jsonl, csv, tsv, parquet or npy; by default what INPUT's ending says."
+
+
+class OnCollision(str, Enum):
+    """What becomes of items with the same tokens."""
+
+    keep = "keep"
+    list = "list"
+    error = "error"
+    suffix = "suffix"
 
 
 def build(
@@ -63,6 +75,21 @@ def build(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Stored in the file; may be repeated.")
     ] = None,
+    on_collision: Annotated[
+        OnCollision,
+        typer.Option(
+            help="Items with the same tokens: keep them as they are; list them too, one sequence a line; error: refuse "
+            "them; suffix: tell them apart by one more code. The last two are for semantic ids."
+        ),
+    ] = OnCollision.keep,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Memory that the build may take beside its input, such as 500MB or 2GB; by default what the system "
+            "has available.",
+        ),
+    ] = None,
     progress: Annotated[bool | None, typer.Option(help="Progress bars; by default where stderr is a terminal.")] = None,
 ) -> None:
     """Build a trie from titles or semantic ids."""
@@ -72,16 +99,30 @@ def build(
 
     started = time.monotonic()
     stored = _parsed_metadata(metadata or [])
+    limit = None if memory_limit is None else _parsed_bytes(memory_limit)
+    show = sys.stderr.isatty() if progress is None else progress
     if not output.resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder of --output {output} does not exist")
     file_format = file_format or format_of(source)
 
     if file_format == "npy":
         _refuse("semantic ids", tokenizer=tokenizer, end_token=end_token, id_field=id_field, context=context)
-        trie = _from_semantic_ids(source, token_base, token_stride, token_ids, item_ids, vocab_size)
+        trie = _from_semantic_ids(
+            source,
+            token_base,
+            token_stride,
+            token_ids,
+            item_ids,
+            vocab_size,
+            on_collision="keep" if on_collision is OnCollision.list else on_collision.value,
+            memory_limit=limit,
+            progress=show,
+        )
     else:
         _refuse("titles", token_base=token_base, token_stride=token_stride, token_ids=token_ids)
         _refuse("titles, whose ids --id-field names", item_ids=item_ids)
+        if on_collision in (OnCollision.error, OnCollision.suffix):
+            raise ValueError(f"--on-collision {on_collision.value} does not go with titles")
         if tokenizer is None:
             raise ValueError("titles need --tokenizer")
         titles, ids = read_titles(source, file_format=file_format, title_field=title_field, id_field=id_field)
@@ -94,11 +135,14 @@ def build(
             end_token_id=None if end_token is None else _end_token_id(loaded, end_token),
             item_ids=ids,
             vocab_size=vocab_size,
-            progress=sys.stderr.isatty() if progress is None else progress,
+            memory_limit=limit,
+            progress=show,
         )
     for key in stored.keys() & trie.metadata.keys():
         raise ValueError(f"--metadata {key!r} is a key that gentrie fills itself")
     trie.save(output, metadata=stored)
+    if on_collision is OnCollision.list:
+        _print_collisions(trie)
     _print_summary(trie, output, time.monotonic() - started)
 
 
@@ -115,6 +159,10 @@ def _from_semantic_ids(
     token_ids_path: Path | None,
     item_ids_path: Path | None,
     vocab_size: int | None,
+    *,
+    on_collision: Literal["keep", "error", "suffix"],
+    memory_limit: int | None,
+    progress: bool,
 ) -> TokenTrie:
     from gentrie import TokenTrie
     from gentrie._catalog_files import read_array
@@ -131,7 +179,15 @@ def _from_semantic_ids(
     else:
         raise ValueError("semantic ids need --token-base and --token-stride, or --token-ids")
     item_ids = None if item_ids_path is None else read_array(item_ids_path, name="item ids", dimensions=1)
-    return TokenTrie.from_semantic_ids(codes, token_ids=token_ids, vocab_size=vocab_size, item_ids=item_ids)
+    return TokenTrie.from_semantic_ids(
+        codes,
+        token_ids=token_ids,
+        vocab_size=vocab_size,
+        item_ids=item_ids,
+        on_collision=on_collision,
+        memory_limit=memory_limit,
+        progress=progress,
+    )
 
 
 def _refuse(kind: str, **options: object) -> None:
@@ -150,6 +206,25 @@ def _parsed_metadata(pairs: list[str]) -> dict[str, str]:
             raise ValueError(f"--metadata has {key!r} twice")
         stored[key] = value
     return stored
+
+
+def _parsed_bytes(text: str) -> int:
+    number = text.rstrip("KMGIBkmgib")
+    unit = _BYTES.get(text[len(number) :].upper())
+    try:
+        size = int(float(number) * unit) if unit else 0
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ValueError(f"--memory-limit must be a number of bytes such as 500000000, 500MB or 2GB, got {text!r}")
+    return size
+
+
+def _print_collisions(trie: TokenTrie) -> None:
+    values, indptr, item_ids, item_indptr = trie.collisions()
+    for row, (begin, end) in enumerate(pairwise(item_indptr)):
+        items = ", ".join(map(str, item_ids[begin:end]))
+        typer.echo(f"items {items}: tokens {' '.join(map(str, values[indptr[row] : indptr[row + 1]]))}")
 
 
 def _print_summary(trie: TokenTrie, output: Path, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +24,14 @@ def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A trie file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the histograms into a PNG too.")] = None,
+    progress: Annotated[bool | None, typer.Option(help="Progress bars; by default where stderr is a terminal.")] = None,
 ) -> None:
     """Show sizes, depth, branching, share of forced tokens, duplicates and collisions."""
     from gentrie import TokenTrie
     from gentrie.statistics import CatalogStatistics
 
     trie = TokenTrie.load(file)
-    statistics = CatalogStatistics.of(trie)
+    statistics = CatalogStatistics.of(trie, progress=sys.stderr.isatty() if progress is None else progress)
     if png is not None:
         _draw(statistics, file.name, png)
     if as_json:

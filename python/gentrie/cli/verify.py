@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-def verify(file: Annotated[Path, typer.Argument(metavar="FILE", help="A trie file.")]) -> None:
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trie file.")],
+    progress: Annotated[
+        bool | None, typer.Option(help="A progress bar; by default where stderr is a terminal.")
+    ] = None,
+) -> None:
     """Check every byte of a trie file. Exit code 0: it is whole; 1: it is not."""
     from gentrie import TokenTrie
 
     try:
-        trie = TokenTrie.load(file, verify=True)
-        trie.verify()
+        trie = TokenTrie.load(file, verify=False)
+        trie.verify(progress=sys.stderr.isatty() if progress is None else progress)
     except FileNotFoundError:
         raise
     except (ValueError, OSError) as error:

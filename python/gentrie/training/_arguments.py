@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from gentrie import _validate
+from gentrie.item_filter import filter_from
 from gentrie.training._head import Head
 from gentrie.training._hidden import HiddenSource
 from gentrie.training._logits import LogitsSource
+from gentrie.training._rows import FilteredTrie
 from gentrie.training._scores import Tau
 from gentrie.trie import TokenTrie
 
@@ -110,6 +112,12 @@ def trie(value: object) -> TokenTrie:
     if not isinstance(value, TokenTrie):
         raise TypeError(f"trie is a {type(value).__name__}, expected a gentrie.TokenTrie")
     return value
+
+
+def catalog(trie_given: object, item_filter: Any) -> FilteredTrie:
+    """A trie, less what a filter closes."""
+    checked = trie(trie_given)
+    return FilteredTrie(checked, None if item_filter is None else filter_from(checked, item_filter))
 
 
 def _scalar(name: str, value: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -13,9 +13,8 @@ from gentrie.training import _arguments, _device
 from gentrie.training._logits import LogitsSource
 from gentrie.training._moments import first_logits
 from gentrie.training._reduce import LossStats, Reducer, Reduction
-from gentrie.training._rows import LabelRows, OnInvalid, Scope
+from gentrie.training._rows import FilteredTrie, LabelRows, OnInvalid, Scope
 from gentrie.training._scores import Scores, Source, Tau
-from gentrie.trie import TokenTrie
 
 ScopeName = Literal["trie", "vocab"]
 
@@ -54,7 +53,7 @@ class Objective(Protocol):
 def loss(
     source: Source,
     labels: torch.Tensor,
-    trie: TokenTrie | None,
+    catalog: FilteredTrie | None,
     objective: Objective,
     *,
     states: object,
@@ -80,7 +79,7 @@ def loss(
     scope, temperature = looked_up(
         source,
         labels,
-        trie,
+        catalog,
         objective,
         states=states,
         tau=tau,
@@ -88,7 +87,7 @@ def loss(
         on_invalid=on_invalid,
     )
     with torch.no_grad():  # before the logits may become their gradient
-        moments = first_logits(source, scope, trie) if return_stats and trie is not None else None
+        moments = first_logits(source, scope, catalog) if return_stats and catalog is not None else None
     how = objective.one_pass if isinstance(source, LogitsSource) and source.in_one_pass else None
     ahead = None if how is None else reducer.ahead(scope, source)
     if isinstance(source, LogitsSource) and how is not None and ahead is not None:
@@ -119,7 +118,7 @@ def loss(
 def scored(
     source: Source,
     labels: torch.Tensor,
-    trie: TokenTrie | None,
+    catalog: FilteredTrie | None,
     objective: Objective,
     *,
     states: object,
@@ -131,7 +130,7 @@ def scored(
     scope, temperature = looked_up(
         source,
         labels,
-        trie,
+        catalog,
         objective,
         states=states,
         tau=tau,
@@ -144,7 +143,7 @@ def scored(
 def looked_up(
     source: Source,
     labels: torch.Tensor,
-    trie: TokenTrie | None,
+    catalog: FilteredTrie | None,
     objective: Objective,
     *,
     states: object,
@@ -155,7 +154,7 @@ def looked_up(
     """Look the labels up, and check the temperature."""
     temperature = _arguments.temperature(tau, source.device, source.dtype)
     rows = LabelRows.of(
-        trie,
+        catalog,
         labels,
         states,
         ignore_index=_validate.integer("ignore_index", ignore_index, -(2**63), 2**63 - 1),

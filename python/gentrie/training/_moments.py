@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gentrie.training._rows import Scope
+from gentrie.training._rows import FilteredTrie, Scope
 from gentrie.training._scores import Source
-from gentrie.trie import TokenTrie
 
 _CHUNK = 1 << 20
 """Most logits gathered at a time."""
@@ -48,10 +47,9 @@ class LogitMoments:
         )
 
 
-def first_logits(source: Source, scope: Scope, trie: TokenTrie) -> LogitMoments:
+def first_logits(source: Source, scope: Scope, catalog: FilteredTrie) -> LogitMoments:
     """Gather the logits of the labels at the first branching place, in float64."""
-    state = trie.walk(trie.forced_tokens(trie.root))
-    tokens = trie.next_tokens(state)
+    state, tokens = catalog.first_choice()
     rows = scope.rows
     here = rows.node >= 0
     here[here] = rows.states[rows.node[here]] == state

@@ -13,12 +13,34 @@ import numpy.typing as npt
 import torch
 
 from gentrie import _validate
+from gentrie.item_filter import ItemFilter
 from gentrie.trie import TokenTrie
 
 Int64Array = npt.NDArray[np.int64]
 OnInvalid = Literal["error", "ignore"]
 
 FREE_TEXT = -2
+
+
+@dataclass(frozen=True)
+class FilteredTrie:
+    """A trie, and which of its items there are; None: all of them."""
+
+    trie: TokenTrie
+    item_filter: ItemFilter | None = None
+
+    def next_tokens_batch(self, states: Int64Array) -> tuple[npt.NDArray[np.int32], Int64Array]:
+        """As :meth:`TokenTrie.next_tokens_batch`, of the items there are."""
+        return (self.trie if self.item_filter is None else self.item_filter).next_tokens_batch(states)
+
+    def first_choice(self) -> tuple[int, npt.NDArray[np.int32]]:
+        """Return the first state from the root on at which not one token is valid alone, and the tokens valid there."""
+        state = self.trie.root
+        while True:
+            tokens, _ = self.next_tokens_batch(np.array([state]))
+            if len(tokens) != 1:
+                return state, tokens
+            state = self.trie.advance(state, int(tokens[0]))
 
 
 @dataclass(frozen=True)
@@ -65,7 +87,7 @@ class LabelRows:
     @classmethod
     def of(
         cls,
-        trie: TokenTrie | None,
+        catalog: FilteredTrie | None,
         labels: torch.Tensor,
         states: object,
         *,
@@ -77,7 +99,7 @@ class LabelRows:
 
         Parameters
         ----------
-        trie
+        catalog
             None makes every label free text.
         labels
             Integers [...].
@@ -88,7 +110,7 @@ class LabelRows:
         width
             Of the logits; labels lie below it.
         on_invalid
-            Whether a label that the trie does not allow is an error, or dropped and counted.
+            Whether a label that trie and filter do not allow is an error, or dropped and counted.
 
         Raises
         ------
@@ -101,23 +123,24 @@ class LabelRows:
         label = flat[row]
         for i in np.flatnonzero((label < 0) | (label >= width))[:1]:
             raise ValueError(f"labels{_at(row[i], given.shape)}={label[i]} is outside [0, {width})")
-        if trie is None:
+        if catalog is None:
             return cls._free(given.shape, row, label)
-        state = _states(trie, given, states, ignore_index)[row]
+        state = _states(catalog.trie, given, states, ignore_index)[row]
         distinct, number = np.unique(state, return_inverse=True)
         first = int(np.searchsorted(distinct, 0))  # -2 and -1 come before
         node = number - first
         distinct = distinct[first:]
-        tokens, indptr = trie.next_tokens_batch(distinct)
+        tokens, indptr = catalog.next_tokens_batch(distinct)
         in_item, free = node >= 0, state == FREE_TEXT
         node = np.where(in_item, node, -1)
-        place, valid = _places(tokens, indptr, node, label, trie.vocab_size)
+        place, valid = _places(tokens, indptr, node, label, catalog.trie.vocab_size)
         kept = valid | free
         if on_invalid == "error":
             for i in np.flatnonzero(~kept)[:1]:
                 raise ValueError(
                     f"labels{_at(row[i], given.shape)}={label[i]} is not a valid token at state {state[i]}"
                     + (": the labels before it have left the trie" if state[i] == -1 else "")
+                    + (" of what item_filter leaves" if catalog.item_filter and state[i] >= 0 else "")
                 )
         num_valid = np.zeros(len(row), dtype=np.int64)
         num_valid[in_item] = np.diff(indptr)[node[in_item]]

@@ -90,6 +90,7 @@ def bear_loss(
     *,
     trie: TokenTrie,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     beam_width: int = 10,
     reg_weight: float = 1.0,
     reg_temperature: float = 1.0,
@@ -132,6 +133,9 @@ def bear_loss(
         int64 [...]: the state each label is chosen from, as :meth:`TokenTrie.token_states` gives them; -2 is free
         text, whose loss is plain cross entropy over the whole vocabulary: temperature 1, weight 1, no regulariser.
         Default: each row's item starts at the root, at its first label.
+    item_filter
+        Which items there are: an :class:`gentrie.ItemFilter` of the trie (made once, not at every step), item ids, or
+        bool by item id. Tokens below which it leaves no item are not valid. Default: all items.
     beam_width
         B.
     reg_weight
@@ -180,11 +184,12 @@ def bear_loss(
         range or device.
     """
     _validate.choice("inplace_backward", inplace_backward, (False, True))
-    source, tokens = _arguments.logits_source(logits, labels, _arguments.trie(trie), inplace_backward)
+    catalog = _arguments.catalog(trie, item_filter)
+    source, tokens = _arguments.logits_source(logits, labels, catalog.trie, inplace_backward)
     return _compute.loss(
         source,
         tokens,
-        trie,
+        catalog,
         BearObjective(beam_width, reg_weight, reg_temperature, scope, form, sign),
         states=states,
         tau=tau,
@@ -208,6 +213,7 @@ def linear_bear_loss(
     logit_softcap: float | None = None,
     logit_scale: float | None = None,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     beam_width: int = 10,
     reg_weight: float = 1.0,
     reg_temperature: float = 1.0,
@@ -236,9 +242,9 @@ def linear_bear_loss(
         [V, D], also where it is tied to the input embeddings; its dtype may differ from ``hidden``'s, products are
         formed in float32 (float64 where one of them is), also under autocast. Its gradient is computed only where it
         requires one.
-    labels, trie, states, beam_width, reg_weight, reg_temperature, tau, scope, form, sign, normalizer, token_weights
+    labels, trie, states, item_filter, beam_width, reg_weight, reg_temperature, tau, scope, form, sign, normalizer
         As in :func:`bear_loss`.
-    sequence_weights, reduction, ignore_index, on_invalid, return_stats
+    token_weights, sequence_weights, reduction, ignore_index, on_invalid, return_stats
         As in :func:`bear_loss`.
     lm_head_bias
         [V] or None.
@@ -251,13 +257,14 @@ def linear_bear_loss(
     ValueError, TypeError
         As :func:`bear_loss`, and TypeError for a quantised head.
     """
+    catalog = _arguments.catalog(trie, item_filter)
     source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, _arguments.trie(trie), lm_head_bias, logit_softcap, logit_scale
+        hidden, lm_head_weight, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
     )
     return _compute.loss(
         source,
         tokens,
-        trie,
+        catalog,
         BearObjective(beam_width, reg_weight, reg_temperature, scope, form, sign),
         states=states,
         tau=tau,

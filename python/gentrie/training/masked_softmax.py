@@ -79,6 +79,7 @@ def masked_softmax_loss(
     *,
     trie: TokenTrie,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     variant: Variant = "msl",
     end_token_in_scope: bool = False,
     focal_gamma: float | None = None,
@@ -100,7 +101,9 @@ def masked_softmax_loss(
 
     Parameters
     ----------
-    logits, labels, trie, states, tau, token_weights, sequence_weights, reduction, ignore_index, on_invalid
+    logits, labels, trie, states, item_filter, tau, token_weights, sequence_weights, reduction, ignore_index
+        As in :func:`bear_loss`.
+    on_invalid
         As in :func:`bear_loss`.
     variant
         Which labels are restricted.
@@ -125,11 +128,12 @@ def masked_softmax_loss(
     ValueError, TypeError
         As :func:`bear_loss`.
     """
-    source, tokens = _arguments.logits_source(logits, labels, _arguments.trie(trie))
+    catalog = _arguments.catalog(trie, item_filter)
+    source, tokens = _arguments.logits_source(logits, labels, catalog.trie)
     return _compute.loss(
         source,
         tokens,
-        trie,
+        catalog,
         MaskedSoftmaxObjective(variant, trie.end_token_id, end_token_in_scope, focal_gamma, focal_rows),
         states=states,
         tau=tau,
@@ -153,6 +157,7 @@ def linear_masked_softmax_loss(
     logit_softcap: float | None = None,
     logit_scale: float | None = None,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     variant: Variant = "msl",
     end_token_in_scope: bool = False,
     focal_gamma: float | None = None,
@@ -182,13 +187,14 @@ def linear_masked_softmax_loss(
     ValueError, TypeError
         As :func:`linear_bear_loss`.
     """
+    catalog = _arguments.catalog(trie, item_filter)
     source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, _arguments.trie(trie), lm_head_bias, logit_softcap, logit_scale
+        hidden, lm_head_weight, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
     )
     return _compute.loss(
         source,
         tokens,
-        trie,
+        catalog,
         MaskedSoftmaxObjective(variant, trie.end_token_id, end_token_in_scope, focal_gamma, focal_rows),
         states=states,
         tau=tau,

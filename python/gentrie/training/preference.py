@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from gentrie import _validate
 from gentrie.training import _arguments, _compute
 from gentrie.training._compute import ScopeName
-from gentrie.training._rows import OnInvalid
+from gentrie.training._rows import FilteredTrie, OnInvalid
 from gentrie.training._scores import Source
 from gentrie.training.bear import BearObjective
 from gentrie.trie import TokenTrie
@@ -43,6 +43,7 @@ def sdpo_loss(
     *,
     trie: TokenTrie,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     beta: float = 1.0,
     reg_weight: float = 0.0,
     reg_temperature: float = 1.0,
@@ -70,7 +71,7 @@ def sdpo_loss(
     reference_logprobs
         [N, 1 + K]: :func:`sequence_logprobs` of the same labels, scope and temperature under the reference model, or
         with the adapter off, under ``torch.no_grad()``.
-    trie, states, reg_temperature, beam_width, tau, scope, ignore_index, on_invalid
+    trie, states, item_filter, reg_temperature, beam_width, tau, scope, ignore_index, on_invalid
         As in :func:`bear_loss`.
     beta
         How closely to stay to the reference.
@@ -86,13 +87,14 @@ def sdpo_loss(
     ValueError, TypeError
         As :func:`bear_loss`, and for a prompt whose chosen sequence, or all rejected ones, are ignored throughout.
     """
-    source, tokens = _arguments.logits_source(logits, labels, _arguments.trie(trie))
+    catalog = _arguments.catalog(trie, item_filter)
+    source, tokens = _arguments.logits_source(logits, labels, catalog.trie)
     objective = BearObjective(beam_width, reg_weight, reg_temperature, scope, "regularized", "negative")
     return _sdpo(
         source,
         tokens,
         reference_logprobs,
-        trie,
+        catalog,
         objective,
         states=states,
         beta=beta,
@@ -115,6 +117,7 @@ def linear_sdpo_loss(
     logit_softcap: float | None = None,
     logit_scale: float | None = None,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     beta: float = 1.0,
     reg_weight: float = 0.0,
     reg_temperature: float = 1.0,
@@ -132,9 +135,9 @@ def linear_sdpo_loss(
     ----------
     hidden, lm_head_weight, lm_head_bias, logit_softcap, logit_scale
         As in :func:`linear_bear_loss`.
-    labels, reference_logprobs, trie, states, beta, reg_weight, reg_temperature, beam_width, tau, scope, reduction
+    labels, reference_logprobs, trie, states, item_filter, beta, reg_weight, reg_temperature, beam_width, tau
         As in :func:`sdpo_loss`.
-    ignore_index, on_invalid, return_stats
+    scope, reduction, ignore_index, on_invalid, return_stats
         As in :func:`sdpo_loss`.
 
     Raises
@@ -142,15 +145,16 @@ def linear_sdpo_loss(
     ValueError, TypeError
         As :func:`sdpo_loss` and :func:`linear_bear_loss`.
     """
+    catalog = _arguments.catalog(trie, item_filter)
     source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, _arguments.trie(trie), lm_head_bias, logit_softcap, logit_scale
+        hidden, lm_head_weight, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
     )
     objective = BearObjective(beam_width, reg_weight, reg_temperature, scope, "regularized", "negative")
     return _sdpo(
         source,
         tokens,
         reference_logprobs,
-        trie,
+        catalog,
         objective,
         states=states,
         beta=beta,
@@ -166,7 +170,7 @@ def _sdpo(
     source: Source,
     labels: torch.Tensor,
     reference_logprobs: torch.Tensor,
-    trie: TokenTrie,
+    catalog: FilteredTrie,
     objective: BearObjective,
     *,
     states: torch.Tensor | None,
@@ -186,7 +190,7 @@ def _sdpo(
         raise TypeError("reference_logprobs is None, expected a torch.Tensor")
     present = _present(labels, ignore_index)
     scope, scores = _compute.scored(
-        source, labels, trie, objective, states=states, tau=tau, ignore_index=ignore_index, on_invalid=on_invalid
+        source, labels, catalog, objective, states=states, tau=tau, ignore_index=ignore_index, on_invalid=on_invalid
     )
     sequence = scope.row // labels.shape[2]
     logprobs = _by_sequence(scores.log_prob, sequence, labels)

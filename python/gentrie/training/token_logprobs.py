@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from gentrie import _validate
 from gentrie.training import _arguments, _compute
 from gentrie.training._compute import ScopeName
-from gentrie.training._rows import OnInvalid
+from gentrie.training._rows import FilteredTrie, OnInvalid
 from gentrie.training._scores import Source
 from gentrie.training.full_vocabulary import LikelihoodObjective
 from gentrie.trie import TokenTrie
@@ -19,6 +21,7 @@ def token_logprobs(
     *,
     trie: TokenTrie,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     scope: ScopeName = "trie",
     tau: float | torch.Tensor = 1.0,
     ignore_index: int = -100,
@@ -28,7 +31,7 @@ def token_logprobs(
 
     Parameters
     ----------
-    logits, labels, trie, states, scope, tau, ignore_index, on_invalid
+    logits, labels, trie, states, item_filter, scope, tau, ignore_index, on_invalid
         As in :func:`bear_loss`; nothing is shifted. Free text is scored over the whole vocabulary, at temperature 1.
 
     Returns
@@ -42,8 +45,9 @@ def token_logprobs(
     ValueError, TypeError
         As :func:`bear_loss`.
     """
-    source, tokens = _arguments.logits_source(logits, labels, _arguments.trie(trie))
-    return _logprobs(source, tokens, trie, states, scope, tau, ignore_index, on_invalid)
+    catalog = _arguments.catalog(trie, item_filter)
+    source, tokens = _arguments.logits_source(logits, labels, catalog.trie)
+    return _logprobs(source, tokens, catalog, states, scope, tau, ignore_index, on_invalid)
 
 
 def linear_token_logprobs(
@@ -56,6 +60,7 @@ def linear_token_logprobs(
     logit_softcap: float | None = None,
     logit_scale: float | None = None,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     scope: ScopeName = "trie",
     tau: float | torch.Tensor = 1.0,
     ignore_index: int = -100,
@@ -67,7 +72,7 @@ def linear_token_logprobs(
     ----------
     hidden, lm_head_weight, lm_head_bias, logit_softcap, logit_scale
         As in :func:`linear_bear_loss`.
-    labels, trie, states, scope, tau, ignore_index, on_invalid
+    labels, trie, states, item_filter, scope, tau, ignore_index, on_invalid
         As in :func:`token_logprobs`.
 
     Raises
@@ -75,10 +80,11 @@ def linear_token_logprobs(
     ValueError, TypeError
         As :func:`linear_bear_loss`.
     """
+    catalog = _arguments.catalog(trie, item_filter)
     source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, _arguments.trie(trie), lm_head_bias, logit_softcap, logit_scale
+        hidden, lm_head_weight, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
     )
-    return _logprobs(source, tokens, trie, states, scope, tau, ignore_index, on_invalid)
+    return _logprobs(source, tokens, catalog, states, scope, tau, ignore_index, on_invalid)
 
 
 def sequence_logprobs(
@@ -87,6 +93,7 @@ def sequence_logprobs(
     *,
     trie: TokenTrie,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     scope: ScopeName = "trie",
     tau: float | torch.Tensor = 1.0,
     ignore_index: int = -100,
@@ -104,6 +111,7 @@ def sequence_logprobs(
         labels,
         trie=trie,
         states=states,
+        item_filter=item_filter,
         scope=scope,
         tau=tau,
         ignore_index=ignore_index,
@@ -121,6 +129,7 @@ def linear_sequence_logprobs(
     logit_softcap: float | None = None,
     logit_scale: float | None = None,
     states: torch.Tensor | None = None,
+    item_filter: Any = None,
     scope: ScopeName = "trie",
     tau: float | torch.Tensor = 1.0,
     ignore_index: int = -100,
@@ -142,6 +151,7 @@ def linear_sequence_logprobs(
         logit_softcap=logit_softcap,
         logit_scale=logit_scale,
         states=states,
+        item_filter=item_filter,
         scope=scope,
         tau=tau,
         ignore_index=ignore_index,
@@ -152,7 +162,7 @@ def linear_sequence_logprobs(
 def _logprobs(
     source: Source,
     labels: torch.Tensor,
-    trie: TokenTrie,
+    catalog: FilteredTrie,
     states: torch.Tensor | None,
     scope: ScopeName,
     tau: float | torch.Tensor,
@@ -163,7 +173,7 @@ def _logprobs(
     found, scores = _compute.scored(
         source,
         labels,
-        trie,
+        catalog,
         objective,
         states=states,
         tau=tau,
