@@ -67,23 +67,14 @@ def row(figure: Figure) -> list[str]:
 HEADINGS = ("figure", "goal", "median (low-high)", "", "note")
 
 
-def main(
-    measure: Callable[[argparse.Namespace], Sequence[Figure]],
-    description: str,
-    configure: Callable[[argparse.ArgumentParser], object] | None = None,
-) -> None:
-    """Run a script: measure on one thread and print a table, or JSON lines with ``--json``.
-
-    ``configure`` adds options of the script's own to the parser, or other defaults.
-    """
+def main(measure: Callable[[argparse.Namespace], Sequence[Figure]], description: str) -> None:
+    """Run a script: measure on one thread and print a table, or JSON lines with ``--json``."""
     import torch
 
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each figure ({ROUNDS})")
     parser.add_argument("--real", default=None, help="folder of a real catalog: catalog.jsonl inside")
-    if configure is not None:
-        configure(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = measure(options)
