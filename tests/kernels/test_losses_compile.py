@@ -1,4 +1,6 @@
-"""All kernels of the losses compile for sm_90, without a device; and without Triton their modules import."""
+"""Without a GPU: all kernels of the losses compile for sm_90, the device's path gives what the CPU's does, and without
+Triton the modules import.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,13 @@ def test_sm_90(tmp_path: Path) -> None:
     assert {line.split()[0] for line in lines} == KERNELS
 
 
-def test_without_triton(tmp_path: Path) -> None:
+def test_device_path() -> None:
+    pytest.importorskip("triton")
+    launched = run(Path(__file__).with_name("device_path.py")).split()
+    assert {name.replace("launch_", "") + "_kernel" for name in launched} == KERNELS
+
+
+def test_without_triton() -> None:
     """Operations on CPU tensors work; what would have been launched is said once, by one warning."""
     code = """
 import importlib.util, warnings
