@@ -53,16 +53,17 @@ class Block:
         if self.row is None or self.column is None:
             width = int(self.count.max()) if self.column is None else self.column.shape[1]
             return torch.arange(width, device=labels.device) == wanted
+        assert self.inside is not None
         return (self.column == wanted) & self.inside
 
     def put(self, values: torch.Tensor, into: torch.Tensor) -> None:
         """Write values [m, w] where :meth:`pick` took them from."""
         values = values.to(into.dtype)
-        if self.row is None or self.column is None:
-            if self.row is not None:
-                into.index_copy_(0, self.row, values)
-            else:
-                into[self.column[self.inside]] = values[self.inside]
+        if self.column is None or self.inside is None:
+            assert self.row is not None
+            into.index_copy_(0, self.row, values)
+        elif self.row is None:
+            into[self.column[self.inside]] = values[self.inside]
         else:
             row = self.row[:, None].expand_as(values)
             into[row[self.inside], self.column[self.inside]] = values[self.inside]
@@ -106,7 +107,7 @@ def blocks(
 
 
 def _whole_rows(at: torch.Tensor, row: torch.Tensor, width: int, step: int) -> Iterator[Block]:
-    for part, place in zip(at.split(step), row.split(step), strict=True):
+    for part, place in zip(torch.split(at, step), torch.split(row, step), strict=True):
         if len(part):
             yield Block(part, place, None, None, torch.full_like(part, width))
 

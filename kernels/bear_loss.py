@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """BEAR's loss and its gradient from logits, by one read and one write of a row.
 
 BEAR (SIGIR 2026, arXiv 2601.22925, eq. 3.4 and 3.5). One program takes one row: it reads it for the logsumexp and the
@@ -7,6 +7,7 @@ B-th largest logit (:mod:`gentrie.kernels.topb_threshold`), and again, from the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -317,7 +318,8 @@ def _run(logits: torch.Tensor, labels: torch.Tensor, *arguments: Any, into: torc
     """Losses, and the gradient in ``into``, wherever the logits are."""
     results = _empty_results(logits, labels)
     kernel = logits.is_cuda and usable() and ranks(arguments[6], logits.shape[1]) <= MOST_RANKS
-    (launch_bear_loss if kernel else _plain_bear_loss)(logits, labels, *arguments, into, results)
+    run: Callable[..., None] = launch_bear_loss if kernel else _plain_bear_loss
+    run(logits, labels, *arguments, into, results)
     return results
 
 

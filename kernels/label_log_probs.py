@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """The log-probability of each row's label over its valid tokens or the vocabulary, with the threshold beside it.
 
 Forward it is one read of the row (:mod:`gentrie.kernels.topb_threshold`); backward another read and one write, with

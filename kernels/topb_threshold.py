@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """The B-th largest logit of each row and the logsumexp, by one read of the row.
 
 BEAR's threshold (SIGIR 2026, arXiv 2601.22925, eq. 3.4) is the B-th largest log-probability of a row; with the two
@@ -291,7 +291,10 @@ def topb_threshold_op(
     node: torch.Tensor | None,
     tau: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _plain.topb_threshold(logits, beam_width, rows, indptr, tokens, node, tau)
+    found: tuple[torch.Tensor, torch.Tensor] = _plain.topb_threshold(
+        logits, beam_width, rows, indptr, tokens, node, tau
+    )
+    return found
 
 
 @topb_threshold_op.register_kernel("cuda")
@@ -305,7 +308,10 @@ def _topb_threshold_cuda(
     tau: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if not usable() or ranks(beam_width, logits.shape[-1]) > MOST_RANKS:
-        return _plain.topb_threshold(logits, beam_width, rows, indptr, tokens, node, tau)
+        plain: tuple[torch.Tensor, torch.Tensor] = _plain.topb_threshold(
+            logits, beam_width, rows, indptr, tokens, node, tau
+        )
+        return plain
     thresholds, totals = _outputs(logits, beam_width, rows, indptr, tokens, node, tau)
     launch_topb_threshold(logits, beam_width, rows, indptr, tokens, node, tau, thresholds, totals)
     return thresholds, totals

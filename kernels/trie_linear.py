@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """The logits of valid tokens straight from hidden states and the rows of the LM head, never [tokens, vocabulary].
 
 Rows that share their valid tokens (those at one node of a trie) make a group: one dense product of its hidden states
@@ -274,8 +274,7 @@ def head_gradient_kernel(
         )
         if HAS_BIAS:
             token = tl.load(tokens + first_token + n, mask=n < num_tokens, other=0).to(tl.int64)
-            once = (n < num_tokens) & (number % across == 0)
-            tl.atomic_add(into_bias + token, of_bias, mask=once)
+            tl.atomic_add(into_bias + token, of_bias, mask=n < tl.where(number % across == 0, num_tokens, 0))
 
 
 def _tiles(counts: torch.Tensor, size: int, times: torch.Tensor | int, only: torch.Tensor) -> torch.Tensor:

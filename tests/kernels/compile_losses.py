@@ -64,31 +64,26 @@ def replace_kernels() -> None:
                 setattr(module, name, Compiles(getattr(module, name)))
 
 
-def rows(dtype: torch.dtype) -> None:
-    logits = torch.empty(4, 131072, dtype=dtype)
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    vector = torch.empty(4, dtype=sums)
-    tau, labels = torch.ones((), dtype=sums), torch.zeros(4, dtype=torch.int64)
-    spans = (torch.zeros(5, dtype=torch.int64), torch.zeros(8, dtype=torch.int32), torch.zeros(4, dtype=torch.int64))
+def rows() -> None:
+    """With valid tokens, which takes the branches of whole rows too."""
+    logits, vector = torch.empty(4, 131072, dtype=torch.bfloat16), torch.empty(4)
+    labels, tau = torch.zeros(4, dtype=torch.int64), torch.ones(())
+    csr = (torch.zeros(5, dtype=torch.int64), torch.zeros(8, dtype=torch.int32), labels, tau)
+    topb_threshold.launch_topb_threshold(logits, 10, None, *csr, vector, vector)
+    label_log_probs.launch_log_prob_gradient(logits, labels, labels, *csr, vector, vector, logits)
     results = bear_loss.BearLosses(vector, vector, vector)
-    for indptr, tokens, node in ((None, None, None), spans):
-        topb_threshold.launch_topb_threshold(logits, 10, None, indptr, tokens, node, tau, vector, vector)
-        label_log_probs.launch_log_prob_gradient(
-            logits, labels, labels, indptr, tokens, node, tau, vector, vector, logits
-        )
-        for form, sign in (("regularized", "positive"), ("regularized", "negative"), ("reweighted", "positive")):
-            bear_loss.launch_bear_loss(
-                logits, labels, labels, indptr, tokens, node, tau, vector, 10, 0.5, 2.0, form, sign, logits, results
-            )
+    bear_loss.launch_bear_loss(
+        logits, labels, labels, *csr, vector, 10, 0.5, 2.0, "regularized", "positive", logits, results
+    )
     bear_loss.launch_scale_rows(logits, labels, vector)
 
 
 def ragged() -> None:
-    values, vector = torch.empty(64), torch.empty(4)
+    values, vector = torch.empty(64, dtype=torch.float64), torch.empty(4, dtype=torch.float64)
     labels, indptr = torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
     topb_threshold.launch_topb_threshold(values, 10, None, indptr, None, None, None, vector, vector)
     label_log_probs.launch_log_prob_gradient(
-        values, labels, None, indptr, None, None, None, vector, vector, torch.empty(64)
+        values, labels, None, indptr, None, None, None, vector, vector, torch.empty_like(values)
     )
 
 
@@ -106,9 +101,7 @@ def linear(dtype: torch.dtype, softcap: float | None) -> None:
 
 if __name__ == "__main__":
     replace_kernels()
-    for dtype in (torch.bfloat16, torch.float32):
-        rows(dtype)
+    rows()
     ragged()
     linear(torch.bfloat16, None)
-    linear(torch.float16, 30.0)
-    linear(torch.float32, None)
+    linear(torch.float32, 30.0)

@@ -57,7 +57,8 @@ def takes(tensor: torch.Tensor) -> bool:
         return False
     from gentrie.kernels._launch import usable
 
-    return usable()
+    runs: bool = usable()
+    return runs
 
 
 def score_logits(logits: torch.Tensor, scope: Scope, tau: Tau, beam_width: int | None) -> Scores:
@@ -130,12 +131,8 @@ def score_narrow(hidden: torch.Tensor, head: Head, narrow: Narrow, tau: Tau, bea
 
 def without_narrow(scope: Scope) -> Scope:
     """The rows of a scope that are scored over the vocabulary."""
-    first, narrow = len(scope.narrow), scope.narrow
-    empty = Narrow(
-        *(tensor[:0] for tensor in (narrow.row, narrow.label, narrow.start, narrow.count, narrow.place, narrow.tokens)),
-        *(array[:0] for array in (narrow.counts, narrow.node_rows, narrow.node_start, narrow.node_count)),
-    )
-    return replace(scope, narrow=empty, row=scope.row[first:])
+    empty = Narrow(**{name: values[:0] for name, values in vars(scope.narrow).items()})
+    return replace(scope, narrow=empty, row=scope.row[len(scope.narrow) :])
 
 
 def _labels(scope: Scope) -> torch.Tensor:
