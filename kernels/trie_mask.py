@@ -186,8 +186,7 @@ def launch_trie_mask(
         )
 
 
-@torch.library.custom_op("gentrie::trie_mask", mutates_args={"logits"}, device_types="cpu", schema=_SCHEMA)
-def trie_mask(
+def _trie_mask(
     logits: torch.Tensor,
     states: torch.Tensor,
     begin_token_id: int,
@@ -223,9 +222,14 @@ def trie_mask(
         reference.trie_mask(logits, rows, states[rows], begin_token_id, eos_token_ids, dead_may_end, lookups, allowed)
 
 
+trie_mask = torch.library.custom_op(
+    "gentrie::trie_mask", _trie_mask, mutates_args={"logits"}, device_types="cpu", schema=_SCHEMA
+)
+
+
 @trie_mask.register_fake
 def _(logits, *arguments):
     return None
 
 
-trie_mask.register_kernel("cuda")(or_torch(launch_trie_mask, trie_mask._init_fn))
+trie_mask.register_kernel("cuda")(or_torch(launch_trie_mask, _trie_mask))

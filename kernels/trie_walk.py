@@ -191,8 +191,7 @@ def launch_trie_walk(
     return states
 
 
-@torch.library.custom_op("gentrie::trie_walk", mutates_args=(), device_types="cpu", schema=_SCHEMA)
-def trie_walk(
+def _trie_walk(
     history: torch.Tensor,
     lengths: torch.Tensor | None,
     starts: torch.Tensor | None,
@@ -247,9 +246,14 @@ def trie_walk(
     return states
 
 
+trie_walk = torch.library.custom_op(
+    "gentrie::trie_walk", _trie_walk, mutates_args=(), device_types="cpu", schema=_SCHEMA
+)
+
+
 @trie_walk.register_fake
 def _(history, *arguments):
     return history.new_empty(history.shape[0], dtype=torch.int64)
 
 
-trie_walk.register_kernel("cuda")(or_torch(launch_trie_walk, trie_walk._init_fn))
+trie_walk.register_kernel("cuda")(or_torch(launch_trie_walk, _trie_walk))

@@ -94,7 +94,7 @@ def test_mask_leaves_what_may_follow(device: str, dtype: torch.dtype, data: st.D
     assert torch.equal(kept.cpu(), expected)
 
 
-@pytest.mark.parametrize("num_children", [0, 1, 100_000])
+@pytest.mark.parametrize("num_children", [0, 1, 1_000, 100_000])
 def test_rows_of_any_number_of_children(device: str, num_children: int):
     vocab_size = 131_072
     tokens = np.sort(np.random.default_rng(0).permutation(np.arange(4, vocab_size))[: max(num_children, 2)])
@@ -113,3 +113,21 @@ def test_rows_of_any_number_of_children(device: str, num_children: int):
     )
     assert torch.equal(logits[0].cpu(), expected)
     assert torch.equal(logits[1], untouched)
+
+
+def test_states_of_another_trie_are_off_the_trie(device: str):
+    trie = TokenTrie.from_sequences([[5, 6, 7], [8, 9]], vocab_size=12)
+    resident = DeviceTrie(trie, device)
+    run = trie.walk([5])
+    states = torch.tensor([run + (1 << 40), 3, 5, 1 << 39, 2**63 - 1, -(2**63), -9], device=device)
+    assert [trie.is_leaf(3 - 2), trie.num_sequences] == [True, 2]
+    logits = torch.zeros(len(states), 12, device=device)
+    eos = torch.tensor([EOS], device=device)
+    launch_trie_mask(logits, states, -1, eos, True, resident.descriptors, None, None, None)
+    expected = torch.full((len(states), 12), -torch.inf)
+    expected[:, EOS] = 0
+    assert torch.equal(logits.cpu(), expected)
+    with pytest.raises(ValueError, match=r"states\[0\]=.* is not a state of this trie"):
+        trie_mask(
+            logits.cpu(), states.cpu(), -1, eos.cpu(), True, DeviceTrie(trie, "cpu").descriptors, None, None, None
+        )
