@@ -93,7 +93,7 @@ def trie_mask_kernel(
     if state == FREE_TEXT:
         root = checked(trie, tl.zeros([], tl.int64))
         begin, end = leaves_below(trie, root, root >= 0)
-        is_used_up = (root >= 0) & (has_allowed(allow, begin, end, root >= 0) == 0)
+        is_used_up = has_allowed(allow, begin, end, root >= 0) == 0
         if (first == 0) & (begin_token >= 0) & is_used_up:
             tl.store(scores + begin_token * token_stride, minus_infinity)
     else:
@@ -181,7 +181,7 @@ def launch_trie_mask(
             0 if filters is None else len(filters),
             filter_index,
             BLOCK=block,
-            LANES=128,
+            LANES=256,
             num_warps=4,
         )
 

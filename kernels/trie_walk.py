@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from gentrie.kernels import reference
+from gentrie.kernels._lookups import NoTrie
 from gentrie.kernels._operations import groups, or_torch
 from gentrie.kernels._trie import (
     END_TOKEN,
@@ -233,6 +234,8 @@ def _trie_walk(
         states.copy_(reference.free_rows(history, lengths, begin_token_id, eos_token_ids))
     for group in groups(len(history), descriptors, trie_index, filters, filter_index):
         rows = group.rows
+        if isinstance(group.lookups, NoTrie):
+            continue
         states[rows] = reference.trie_walk(
             history[rows],
             None if lengths is None else lengths[rows],
