@@ -118,6 +118,22 @@ class TorchLookups:
         return begin, begin + torch.where(to_node, below, 1)
 
 
+class NoTrie:
+    """``Lookups`` of rows that name no trie."""
+
+    def advance(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Off the trie, but for negative states."""
+        return torch.where(states < 0, states, OFF_TRIE)
+
+    def next_tokens(self, states: torch.Tensor, allowed: FilterTables | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """None."""
+        return states[:0], torch.zeros(len(states) + 1, dtype=torch.int64, device=states.device)
+
+    def num_left(self, states: torch.Tensor, allowed: FilterTables | None) -> torch.Tensor:
+        """None."""
+        return torch.zeros_like(states)
+
+
 def num_allowed(allowed: FilterTables, begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
     """Leaves in [begin, end) that the filter leaves."""
     return _allowed_before(allowed, end) - _allowed_before(allowed, begin)

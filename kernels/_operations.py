@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from gentrie.kernels._lookups import TorchLookups
+from gentrie.kernels._lookups import NoTrie, TorchLookups
 from gentrie.kernels._triton import HAS_TRITON
 from gentrie.kernels.tables import FilterTables, Lookups, filters_of, tables_of
 
@@ -31,16 +31,17 @@ def groups(
     filters: torch.Tensor | None,
     filter_index: torch.Tensor | None,
 ) -> Iterator[Group]:
-    """The rows of a batch by trie and filter; rows that name no trie are in none. Waits for the device."""
+    """The rows of a batch by trie and filter. Waits for the device."""
     tries, allowed = tables_of(descriptors), [] if filters is None else filters_of(filters)
     zeros = torch.zeros(num_rows, dtype=torch.int64, device=descriptors.device)
     of_trie = zeros if trie_index is None else trie_index.long()
     of_filter = zeros if filter_index is None else filter_index.long()
     for trie_row, filter_row in sorted(set(zip(of_trie.tolist(), of_filter.tolist(), strict=True))):
         tables = tries[trie_row] if 0 <= trie_row < len(tries) else None
-        if tables is None:
-            continue
         rows = torch.nonzero((of_trie == trie_row) & (of_filter == filter_row)).squeeze(1)
+        if tables is None:
+            yield Group(rows, NoTrie(), None, -1, of_trie[:0])
+            continue
         chosen = allowed[filter_row] if 0 <= filter_row < len(allowed) else None
         yield Group(rows, tables.lookups or TorchLookups(tables), chosen, tables.end_token_id, tables.vocabulary)
 

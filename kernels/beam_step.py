@@ -345,8 +345,7 @@ def _lists(count: int, kept: int, device: torch.device) -> tuple[torch.Tensor, t
     )
 
 
-@torch.library.custom_op("gentrie::beam_step", mutates_args=(), device_types="cpu", schema=_SCHEMA)
-def beam_step(
+def _beam_step(
     logits: torch.Tensor,
     states: torch.Tensor,
     scores: torch.Tensor,
@@ -404,6 +403,11 @@ def beam_step(
     return best
 
 
+beam_step = torch.library.custom_op(
+    "gentrie::beam_step", _beam_step, mutates_args=(), device_types="cpu", schema=_SCHEMA
+)
+
+
 @beam_step.register_fake
 def _(logits, states, scores, num_beams, beam_width, *arguments):
     shape = (logits.shape[0] // num_beams, beam_width)
@@ -411,4 +415,4 @@ def _(logits, states, scores, num_beams, beam_width, *arguments):
     return logits.new_empty(shape, dtype=torch.float32), *whole
 
 
-beam_step.register_kernel("cuda")(or_torch(launch_beam_step, beam_step._init_fn))
+beam_step.register_kernel("cuda")(or_torch(launch_beam_step, _beam_step))

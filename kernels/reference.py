@@ -97,7 +97,7 @@ def _lengths(history: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tenso
 def _is_leaf(lookups: Lookups, states: torch.Tensor) -> torch.Tensor:
     """Complete sequences: one is left and nothing may follow."""
     _, indptr = lookups.next_tokens(states, None)
-    is_leaf: torch.Tensor = (states >= 0) & (indptr.diff() == 0)
+    is_leaf: torch.Tensor = (states >= 0) & (lookups.num_left(states, None) > 0) & (indptr.diff() == 0)
     return is_leaf
 
 

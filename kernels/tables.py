@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -130,18 +130,35 @@ class FilterTables:
         return row + [0] * (WIDTH - len(row))
 
 
+Tables = TypeVar("Tables", TrieTables, FilterTables)
+
 _TRIES: WeakValueDictionary[int, TrieTables] = WeakValueDictionary()
 _FILTERS: WeakValueDictionary[int, FilterTables] = WeakValueDictionary()
 
 
 def tables_of(descriptors: torch.Tensor) -> list[TrieTables | None]:
-    """The tables of each descriptor row, None for empty ones. Waits for the device."""
-    return [_TRIES.get(key) for key in descriptors[:, 0].tolist()]
+    """The tables of each descriptor row, None for empty ones. Waits for the device.
+
+    Raises
+    ------
+    ValueError
+        For a row whose trie was let go: whoever uses descriptors keeps what they describe.
+    """
+    return [_found(_TRIES, "trie", row, key) for row, key in enumerate(descriptors[:, 0].tolist())]
 
 
 def filters_of(descriptors: torch.Tensor) -> list[FilterTables | None]:
     """The same for filters."""
-    return [_FILTERS.get(key) for key in descriptors[:, 0].tolist()]
+    return [_found(_FILTERS, "filter", row, key) for row, key in enumerate(descriptors[:, 0].tolist())]
+
+
+def _found(resident: WeakValueDictionary[int, Tables], name: str, row: int, key: int) -> Tables | None:
+    if key == 0:
+        return None
+    tables = resident.get(key)
+    if tables is None:
+        raise ValueError(f"descriptors[{row}] describes a {name} that no longer exists: keep the object it came from")
+    return tables
 
 
 def make_descriptors(rows: Sequence[TrieTables | FilterTables], device: torch.device) -> torch.Tensor:

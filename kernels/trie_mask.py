@@ -93,7 +93,7 @@ def trie_mask_kernel(
     if state == FREE_TEXT:
         root = checked(trie, tl.zeros([], tl.int64))
         begin, end = leaves_below(trie, root, root >= 0)
-        is_used_up = (root >= 0) & (has_allowed(allow, begin, end, root >= 0) == 0)
+        is_used_up = has_allowed(allow, begin, end, root >= 0) == 0
         if (first == 0) & (begin_token >= 0) & is_used_up:
             tl.store(scores + begin_token * token_stride, minus_infinity)
     else:
@@ -181,13 +181,12 @@ def launch_trie_mask(
             0 if filters is None else len(filters),
             filter_index,
             BLOCK=block,
-            LANES=128,
+            LANES=256,
             num_warps=4,
         )
 
 
-@torch.library.custom_op("gentrie::trie_mask", mutates_args={"logits"}, device_types="cpu", schema=_SCHEMA)
-def trie_mask(
+def _trie_mask(
     logits: torch.Tensor,
     states: torch.Tensor,
     begin_token_id: int,
@@ -223,9 +222,14 @@ def trie_mask(
         reference.trie_mask(logits, rows, states[rows], begin_token_id, eos_token_ids, dead_may_end, lookups, allowed)
 
 
+trie_mask = torch.library.custom_op(
+    "gentrie::trie_mask", _trie_mask, mutates_args={"logits"}, device_types="cpu", schema=_SCHEMA
+)
+
+
 @trie_mask.register_fake
 def _(logits, *arguments):
     return None
 
 
-trie_mask.register_kernel("cuda")(or_torch(launch_trie_mask, trie_mask._init_fn))
+trie_mask.register_kernel("cuda")(or_torch(launch_trie_mask, _trie_mask))

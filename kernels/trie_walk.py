@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from gentrie.kernels import reference
+from gentrie.kernels._lookups import NoTrie
 from gentrie.kernels._operations import groups, or_torch
 from gentrie.kernels._trie import (
     END_TOKEN,
@@ -191,8 +192,7 @@ def launch_trie_walk(
     return states
 
 
-@torch.library.custom_op("gentrie::trie_walk", mutates_args=(), device_types="cpu", schema=_SCHEMA)
-def trie_walk(
+def _trie_walk(
     history: torch.Tensor,
     lengths: torch.Tensor | None,
     starts: torch.Tensor | None,
@@ -234,6 +234,8 @@ def trie_walk(
         states.copy_(reference.free_rows(history, lengths, begin_token_id, eos_token_ids))
     for group in groups(len(history), descriptors, trie_index, filters, filter_index):
         rows = group.rows
+        if isinstance(group.lookups, NoTrie):
+            continue
         states[rows] = reference.trie_walk(
             history[rows],
             None if lengths is None else lengths[rows],
@@ -247,9 +249,14 @@ def trie_walk(
     return states
 
 
+trie_walk = torch.library.custom_op(
+    "gentrie::trie_walk", _trie_walk, mutates_args=(), device_types="cpu", schema=_SCHEMA
+)
+
+
 @trie_walk.register_fake
 def _(history, *arguments):
     return history.new_empty(history.shape[0], dtype=torch.int64)
 
 
-trie_walk.register_kernel("cuda")(or_torch(launch_trie_walk, trie_walk._init_fn))
+trie_walk.register_kernel("cuda")(or_torch(launch_trie_walk, _trie_walk))

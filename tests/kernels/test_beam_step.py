@@ -66,7 +66,7 @@ def check(results: Any, prompts: list[dict[Continuation, float]], beam_width: in
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@examples(8)
+@examples(6)
 @given(st.data())
 def test_step_takes_the_best(device: str, dtype: torch.dtype, data: st.DataObject):
     case = data.draw(cases())
@@ -115,7 +115,7 @@ def test_step_takes_the_best(device: str, dtype: torch.dtype, data: st.DataObjec
     check(beam_step(*arguments), prompts, beam_width)
 
 
-@pytest.mark.parametrize("num_children", [0, 1, 100_000])
+@pytest.mark.parametrize("num_children", [0, 1, 1_000, 100_000])
 def test_rows_of_any_number_of_children(device: str, num_children: int):
     vocab_size = 131_072
     tokens = np.sort(np.random.default_rng(0).permutation(np.arange(4, vocab_size))[: max(num_children, 2)])

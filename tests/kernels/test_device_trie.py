@@ -101,7 +101,9 @@ def test_a_removed_trie_is_let_go():
     assert tables_of(descriptors) != [None]
     bank.remove(0)
     gc.collect()
-    assert tables_of(descriptors) == [None]
+    with pytest.raises(ValueError, match=r"descriptors\[0\] describes a trie that no longer exists"):
+        tables_of(descriptors)
+    assert tables_of(bank.descriptors) == [None]
 
 
 def test_filters_without_a_bitmap():

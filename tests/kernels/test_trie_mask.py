@@ -13,7 +13,7 @@ from strategies import BEGIN, EOS, OTHER_EOS, examples
 from gentrie import ItemFilter, TokenTrie
 from gentrie.device import DeviceTrie
 from gentrie.kernels import reference
-from gentrie.kernels._lookups import TorchLookups
+from gentrie.kernels._lookups import NoTrie, TorchLookups
 from gentrie.kernels.trie_mask import launch_trie_mask, trie_mask
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -31,7 +31,7 @@ def masked(
     """One row by definition."""
     if state == -2:
         row = logits.clone()
-        if trie is not None and begin >= 0 and item_filter is not None and not item_filter.num_sequences:
+        if begin >= 0 and (trie is None or (item_filter is not None and not item_filter.num_sequences)):
             row[begin] = -torch.inf
         return row
     tokens = [] if trie is None or state < 0 else (item_filter or trie).next_tokens_batch([state])[0].tolist()
@@ -45,16 +45,17 @@ def masked(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@examples(8)
+@examples(5)
 @given(st.data())
 def test_mask_leaves_what_may_follow(device: str, dtype: torch.dtype, data: st.DataObject):
     case = data.draw(cases(needs_eos=True))
     item_filter = with_closed(data.draw, case.trie, filter_of(case))
     other = TokenTrie.from_sequences([[4, 5], [4, 4]], vocab_size=6)
     resident = make_resident([(case.trie, item_filter), (other, None)], device)
-    pairs = [(case.trie, item_filter), (other, None)]
-    chosen = data.draw(st.lists(st.sampled_from([0, 0, 0, 1]), min_size=1, max_size=5))
-    states = [data.draw(st.sampled_from([-3, -2, -1, *states_of(pairs[i][0])])) for i in chosen]
+    pairs = [(case.trie, item_filter), (other, None), (None, None)]
+    rows_of_tries, rows_of_filters = [*resident.trie_rows, resident.tries.capacity - 1], [*resident.filter_rows, -1]
+    chosen = data.draw(st.lists(st.sampled_from([0, 0, 0, 1, 2]), min_size=1, max_size=5))
+    states = [data.draw(st.sampled_from([-3, -2, -1, *states_of(pairs[i][0] or other)])) for i in chosen]
     width = case.trie.vocab_size + 2 + data.draw(st.sampled_from([0, 1, 300]))
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
     values = torch.from_numpy(rng.normal(size=(len(chosen), width))).to(dtype)
@@ -75,26 +76,24 @@ def test_mask_leaves_what_may_follow(device: str, dtype: torch.dtype, data: st.D
         torch.tensor(eos, dtype=torch.int64, device=device),
         dead_may_end,
         resident.tries.descriptors,
-        torch.tensor([resident.trie_rows[i] for i in chosen], device=device),
+        torch.tensor([rows_of_tries[i] for i in chosen], device=device),
         resident.filters.descriptors,
-        torch.tensor([resident.filter_rows[i] for i in chosen], device=device),
+        torch.tensor([rows_of_filters[i] for i in chosen], device=device),
     )
     kept, operated = logits.clone(), logits.clone()
     launch_trie_mask(logits, *arguments)
     assert torch.equal(logits.cpu(), expected)
     trie_mask(operated, *arguments)
     assert torch.equal(operated.cpu(), expected)
-    for i, (_, allowed) in enumerate(pairs):
+    for i, (trie, allowed) in enumerate(pairs):
         rows = torch.tensor([row for row, at in enumerate(chosen) if at == i], dtype=torch.int64, device=device)
-        tables = resident.tries[resident.trie_rows[i]].tables
+        lookups = NoTrie() if trie is None else TorchLookups(resident.tries[resident.trie_rows[i]].tables)
         filters = None if allowed is None else resident.filters[resident.filter_rows[i]].tables
-        reference.trie_mask(
-            kept, rows, arguments[0][rows], begin, arguments[2], dead_may_end, TorchLookups(tables), filters
-        )
+        reference.trie_mask(kept, rows, arguments[0][rows], begin, arguments[2], dead_may_end, lookups, filters)
     assert torch.equal(kept.cpu(), expected)
 
 
-@pytest.mark.parametrize("num_children", [0, 1, 100_000])
+@pytest.mark.parametrize("num_children", [0, 1, 1_000, 100_000])
 def test_rows_of_any_number_of_children(device: str, num_children: int):
     vocab_size = 131_072
     tokens = np.sort(np.random.default_rng(0).permutation(np.arange(4, vocab_size))[: max(num_children, 2)])
@@ -113,3 +112,20 @@ def test_rows_of_any_number_of_children(device: str, num_children: int):
     )
     assert torch.equal(logits[0].cpu(), expected)
     assert torch.equal(logits[1], untouched)
+
+
+def test_states_of_another_trie_are_off_the_trie(device: str):
+    trie = TokenTrie.from_sequences([[5, 6, 7], [8, 9]], vocab_size=12)
+    resident = DeviceTrie(trie, device)
+    run = trie.walk([5])
+    states = torch.tensor([run + (1 << 40), 3, 5, 1 << 39, 2**63 - 1, -(2**63), -9], device=device)
+    assert [trie.is_leaf(3 - 2), trie.num_sequences] == [True, 2]
+    logits = torch.zeros(len(states), 12, device=device)
+    eos = torch.tensor([EOS], device=device)
+    launch_trie_mask(logits, states, -1, eos, True, resident.descriptors, None, None, None)
+    expected = torch.full((len(states), 12), -torch.inf)
+    expected[:, EOS] = 0
+    assert torch.equal(logits.cpu(), expected)
+    on_cpu = DeviceTrie(trie, "cpu")
+    with pytest.raises(ValueError, match=r"states\[0\]=.* is not a state of this trie"):
+        trie_mask(logits.cpu(), states.cpu(), -1, eos.cpu(), True, on_cpu.descriptors, None, None, None)

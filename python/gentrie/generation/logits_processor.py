@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,11 @@ from transformers import LogitsProcessor
 
 from gentrie import _core, _validate
 from gentrie.bitmask import minus_infinity
-from gentrie.device.masker import DeviceMasker
 from gentrie.history import HistoryRules
 from gentrie.trie import TokenTrie
+
+if TYPE_CHECKING:
+    from gentrie.device.masker import DeviceMasker
 
 # What `transformers` gives beams that only fill up; half precision does not reach it.
 _LAST_RESORT = {torch.float16: -32768.0, torch.bfloat16: -1e9, torch.float32: -1e9, torch.float64: -1e9}
@@ -110,6 +112,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         infinity = minus_infinity(values.dtype)
         if values.is_cuda and self._rules.unique is False and self._rules.on_dead != "error":
             if values.device not in self._maskers:
+                from gentrie.device.masker import DeviceMasker  # loads Triton
+
                 self._maskers[values.device] = DeviceMasker(self._rules, values.device)
             return self._maskers[values.device](ids, values)  # type: ignore[return-value]
         allowed = self._rules.allowed(ids if is_on_cpu else ids.cpu())
