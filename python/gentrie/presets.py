@@ -2,8 +2,8 @@
 
 A preset says two things: how titles become token sequences, ``TokenTrie.from_titles(titles, tokenizer,
 end_token_id=tokenizer.eos_token_id, **preset.titles)``, and how items are searched for,
-``model.generate(..., **preset.search)`` with this library's ``TrieLogitsProcessor`` or search. ``search`` holds
-settings of ``transformers`` only.
+``model.generate(..., **preset.search)`` with this library's ``TrieLogitsProcessor`` or ``trie_beam_search``, or
+``beam_search(model, ids, trie, **preset.beam_search)``. ``search`` holds settings of ``transformers`` only.
 """
 
 from __future__ import annotations
@@ -61,6 +61,16 @@ class Preset:
             }
         return settings
 
+    @property
+    def beam_search(self) -> dict[str, Any]:
+        """Arguments of ``gentrie.generation.beam_search`` and ``BeamStepper``."""
+        return {
+            "beam_width": self.num_beams,
+            "scope": self.scope,
+            "length_penalty": self.length_penalty,
+            "early_stopping": self.early_stopping,
+        }
+
 
 msl = Preset('"{title}"', _RESPONSE, "vocab", length_penalty=1.0, early_stopping=False, num_beams=10)
 """MSL: quoted titles; ``generate`` with ``prefix_allowed_tokens_fn`` and its defaults, ten beams."""
@@ -69,7 +79,8 @@ bear = msl
 """BEAR (SIGIR 2026): data and search of MSL, whose loss it replaces."""
 
 d3 = Preset('"{title}"\n', _RESPONSE, "vocab", length_penalty=0.0, early_stopping=False, num_beams=10)
-"""D3 (EMNLP 2024): quoted titles and a line break, no length normalisation; item scores and alpha are the user's."""
+"""D3 (EMNLP 2024): quoted titles and a line break, no length normalisation; ``item_scores`` and ``alpha`` of the search
+are the user's."""
 
 minionerec = Preset("{title}\n", _RESPONSE, "vocab", length_penalty=0.0, early_stopping=False, num_beams=50)
 """MiniOneRec: semantic ids, written as text in the place of the title, and a line break; fifty beams."""

@@ -99,6 +99,28 @@ def test_rows_are_asked_for_branches_alone() -> None:
     assert sorted(stepper.pop_result(0).sequences) == [[4, 5, 6, END], [4, 5, 7, 8, 9, END]]
 
 
+@pytest.mark.parametrize("scope", ["trie", "vocab"])
+def test_impossible_items_are_not_found(scope: Any) -> None:
+    trie = TokenTrie.from_sequences([[4, 6], [4, 7], [5]], vocab_size=VOCAB_SIZE, end_token_id=END)
+    for impossible, left in (([5], [[4, 6, END], [4, 7, END]]), ([5, 7], [[4, 6, END]])):
+        stepper = BeamStepper(trie, scope=scope)
+        stepper.add_request(0)
+        stepper.add_request(1, item_scores=[0.0, 1.0, 2.0], alpha=0.0)
+        engine = Engine()
+        while len(rows := stepper.rows()):
+            logits = engine.logits(rows)
+            logits[:, impossible] = -torch.inf
+            stepper.step(logits)
+        assert sorted(stepper.pop_result(0).sequences) == left
+        assert len(stepper.pop_result(1).sequences) == 3  # the model does not count
+    stepper = BeamStepper(trie, scope="vocab")
+    stepper.add_request(0)
+    logits = Engine().logits(stepper.rows())
+    logits[:, [4, 5]] = -torch.inf
+    assert stepper.step(logits).finished == [0]
+    assert stepper.pop_result(0).sequences == []
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     trie = TokenTrie.from_sequences([[4], [5]], vocab_size=VOCAB_SIZE, end_token_id=END)
     stepper = BeamStepper(trie, beam_width=2)

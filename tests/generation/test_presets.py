@@ -9,7 +9,13 @@ import torch
 import transformers
 
 from gentrie import TokenTrie, datasets, presets
-from gentrie.generation import TrieLogitsProcessor, add_item_tokens, generate_with_items, trie_beam_search
+from gentrie.generation import (
+    TrieLogitsProcessor,
+    add_item_tokens,
+    beam_search,
+    generate_with_items,
+    trie_beam_search,
+)
 
 CATALOG = datasets.load("steam", num_items=40)
 
@@ -48,6 +54,8 @@ def test_titles_and_search_go_together(name: str) -> None:
     assert [trie.resolve(trimmed(row, prompt, tokenizer)).tolist() for row in searched] == [
         trie.resolve(trimmed(row, prompt, tokenizer)).tolist() for row in output
     ]
+    result = beam_search(model, prompt, trie, **preset.beam_search)
+    assert result.sequences[0] == [trimmed(row, prompt, tokenizer) for row in output]
     assert output.shape[0] == preset.num_beams
     found = set()
     for row in output:

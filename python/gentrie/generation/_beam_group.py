@@ -35,11 +35,8 @@ class BeamGroup:
     @property
     def done(self) -> bool:
         """Whether nothing more can come of it."""
-        return not self.beams or not self._improvable or self._closed
-
-    @property
-    def _closed(self) -> bool:
-        return len(self.finished) == self._rules.group_width and self._rules.early_stopping is True
+        full = len(self.finished) == self._rules.group_width and self._rules.early_stopping is True
+        return not self.beams or not self._improvable or full
 
     def step(self, depth: int, taken: list[int]) -> None:
         """Grow every beam by a token, the ``depth``-th; ``taken`` are those that other groups have chosen for it."""
@@ -53,17 +50,17 @@ class BeamGroup:
         leaves = None
         if self._term is not None:
             terms, leaves = self._item_terms(self._term, depth)
-            added = self._term.model_weight * added + terms
+            added = terms + (self._term.model_weight * added if self._term.model_weight else 0.0)
         totals = np.array([beam.score for beam in self.beams])[owners] + added
         best = _highest(totals, 2 * width)
+        best = best[totals[best] > -np.inf]  # what is impossible is not found
         grown = self._grow(owners[best], tokens[best], added[best], None if leaves is None else leaves[best])
-        accepting = not self._closed
         self.beams = []
         for rank, beam in enumerate(grown):
             if len(beam.children):
                 if len(self.beams) < width:
                     self.beams.append(beam)
-            elif rank < width and accepting:
+            elif rank < width:
                 self.finished.append((beam.score / depth**self._rules.length_penalty, beam))
         self.finished.sort(key=lambda entry: -entry[0])
         del self.finished[width:]
@@ -96,7 +93,7 @@ class BeamGroup:
         self, owners: Int64Array, tokens: Int64Array, added: Float64Array, leaves: Int64Array | None
     ) -> list[Beam]:
         parents = [self.beams[owner] for owner in owners.tolist()]
-        states = self._trie.advance_batch(np.array([beam.state for beam in parents]), tokens)
+        states = self._trie.advance_batch(np.array([beam.state for beam in parents], dtype=np.int64), tokens)
         allowed, indptr = self._trie.next_tokens_batch(states)
         children = np.split(allowed.astype(np.int64), indptr[1:-1])
         grown = []
