@@ -93,6 +93,14 @@ def test_progress(build: tuple[object, ...], tmp_path: Path) -> None:
         assert run(*command).stderr == ""
 
 
+def test_an_altered_file_is_named(build: tuple[object, ...], tmp_path: Path) -> None:
+    run(*build)
+    path = tmp_path / "trie.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-64] + bytes(byte ^ 1 for byte in whole[-64:]))
+    assert f"{path}: an array was altered" in error("verify", path, code=1)
+
+
 def test_progress_reaches_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     rows = np.random.default_rng(0).integers(0, 50, (200_000, 3), dtype=np.int32)
     trie = TokenTrie.from_sequences(rows, vocab_size=50)

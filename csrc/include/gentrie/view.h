@@ -185,6 +185,10 @@ struct TrieView {
   }
 
   /// The state after `token`, or kOffTrie. Free text stays free text. A non-negative `state` must be contained.
+  ///
+  /// Cache lines that wait for each other: edge_indptr; edge_tokens around the edge, with edge_to_node and leaf_base
+  /// beside it; run_offsets, with run_blocks beside it. On the way to a leaf leaf_prefix comes between the last two,
+  /// mostly in one of the few lines of the nodes of the last level, which many lookups share.
   State advance(State state, Token token) const {
     if (state < 0) return state;
     const std::uint64_t target = target_of(state);

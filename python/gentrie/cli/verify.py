@@ -24,6 +24,8 @@ def verify(
     except FileNotFoundError:
         raise
     except (ValueError, OSError) as error:
-        typer.echo(f"gentrie: {' '.join(str(error).split())}", err=True)
+        message = " ".join(str(error).split())
+        named = message if str(file) in message else f"{file}: {message}"
+        typer.echo(f"gentrie: {named}", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"{file}: ok, {trie.num_items:,} items, fingerprint {trie.fingerprint}")
