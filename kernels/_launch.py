@@ -28,7 +28,7 @@ def usable() -> bool:
         missing = "no C compiler was found, which Triton needs"
     else:
         return True
-    warnings.warn(f"gentrie's losses use plain torch on the GPU, which is slower: {missing}", RuntimeWarning, 3)
+    warnings.warn(f"gentrie uses plain torch on the GPU, which is slow: {missing}", RuntimeWarning, 3)
     return False
 
 

@@ -1,16 +1,15 @@
-"""What the operations share: how they reach a trie outside a kernel, and what they do where Triton cannot compile."""
+"""What the operations on tries share: how they reach one outside a kernel, and what they do where Triton cannot run."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
-from functools import cache, wraps
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple
 
 import torch
 
+from gentrie.kernels._launch import on_device, usable
 from gentrie.kernels._lookups import NoTrie, TorchLookups
-from gentrie.kernels._triton import HAS_TRITON
 from gentrie.kernels.tables import FilterTables, Lookups, filters_of, tables_of
 
 
@@ -46,27 +45,14 @@ def groups(
         yield Group(rows, tables.lookups or TorchLookups(tables), chosen, tables.end_token_id, tables.vocabulary)
 
 
-def or_torch(launch: Callable[..., torch.Tensor], fallback: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """``launch``, or ``fallback`` where Triton is missing or finds no C compiler; that is said once."""
-    failed = not HAS_TRITON
+def or_torch(launch: Callable[..., Any], fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """``launch`` on the device of its first tensor, or ``fallback`` where Triton cannot run."""
 
     @wraps(launch)
-    def run(*arguments: object, **options: object) -> torch.Tensor:
-        nonlocal failed
-        if not failed:
-            try:
-                return launch(*arguments, **options)
-            except RuntimeError as error:
-                if "C compiler" not in str(error):
-                    raise
-                failed = True
-        _warn()
-        return fallback(*arguments, **options)
+    def run(first: torch.Tensor, *arguments: object) -> Any:
+        if not usable():
+            return fallback(first, *arguments)
+        with on_device(first):
+            return launch(first, *arguments)
 
     return run
-
-
-@cache
-def _warn() -> None:
-    reason = "no C compiler was found, which Triton needs" if HAS_TRITON else "the package triton is not installed"
-    warnings.warn(f"gentrie uses plain torch on the GPU, which is slow: {reason}", RuntimeWarning, stacklevel=4)

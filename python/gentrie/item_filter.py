@@ -234,6 +234,11 @@ def make_filters(trie: TokenTrie, item_filter: Any) -> list[_core.ItemFilter | N
     return [make_filter(trie, item_filter)]
 
 
+def items_of(trie: TokenTrie, chosen: _core.ItemFilter | None, tokens: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Items of a sequence that may be given, ascending; int64 [k]."""
+    return trie.resolve(tokens) if chosen is None else chosen.items_below(trie.walk(tokens))
+
+
 def _is_per_row(item_filter: Any) -> bool:
     if _validate.is_tensor(item_filter) or isinstance(item_filter, np.ndarray):
         return item_filter.ndim == 2

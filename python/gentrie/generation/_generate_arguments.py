@@ -73,15 +73,16 @@ def make_matchers(
     unique: bool | Literal["item"],
     item_filter: Any,
     num_rows: int,
-) -> list[_core.Matcher]:
-    """One matcher a row; a list of filters holds one a prompt, each for as many adjacent rows."""
+) -> list[tuple[_core.Matcher, _core.ItemFilter | None]]:
+    """A matcher and its filter for each row; a list of filters holds one a prompt, each for as many adjacent rows."""
     if begin_token_id is None:
         raise TypeError("begin_token_id=None, expected a token id")
     filters = make_filters(trie, item_filter)
     if num_rows % len(filters):
         raise ValueError(f"item_filter has {len(filters)} entries, input_ids has {num_rows} rows")
     matchers = [_core.Matcher(make_constraint(trie, begin_token_id, eos, unique, chosen)) for chosen in filters]
-    return [matchers[row * len(filters) // num_rows].fork() for row in range(num_rows)]
+    of_row = [row * len(filters) // num_rows for row in range(num_rows)]
+    return [(matchers[at].fork(), filters[at]) for at in of_row]
 
 
 def unpadded(input_ids: torch.Tensor, arguments: Mapping[str, Any]) -> list[list[int]]:

@@ -7,13 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gentrie import _core, _validate
+from gentrie import _validate
 from gentrie.generation._beam_driver import BeamDriver
 from gentrie.generation.beam_results import BeamSearchResult, BeamStats
 from gentrie.generation.beam_stepper import BeamStepper
 from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.generation.tree_slots import Int64Array
-from gentrie.item_filter import make_filters
+from gentrie.item_filter import items_of, make_filters
 from gentrie.trie import TokenTrie
 
 
@@ -141,7 +140,7 @@ def beam_search(
         sequences_scores=[items.scores for items in found],
         token_scores=[items.token_scores for items in found],
         item_ids=[
-            [_items(trie, chosen, sequence) for sequence in items.sequences]
+            [items_of(trie, chosen, sequence) for sequence in items.sequences]
             for items, chosen in zip(found, filters, strict=True)
         ],
         num_found=np.array([len(items.sequences) for items in found], dtype=np.int64),
@@ -158,8 +157,3 @@ def beam_search(
 def _rows(name: str, stepper: BeamStepper, scores: Any, *, lowest: float) -> Any:
     """Scores [prompts, items], checked; None where there are none."""
     return None if scores is None else stepper._leaves.check(name, scores, axes="[prompts, items]", lowest=lowest)
-
-
-def _items(trie: TokenTrie, chosen: _core.ItemFilter | None, sequence: list[int]) -> Int64Array:
-    """Items of a sequence that may be given."""
-    return trie.resolve(sequence) if chosen is None else chosen.items_below(trie.walk(sequence))

@@ -15,7 +15,7 @@ from gentrie.generation._best_first_frontier import Frontier
 from gentrie.generation._frontier_search import FrontierSearch
 from gentrie.generation.item_scores import ItemScores
 from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.item_filter import make_filters
+from gentrie.item_filter import items_of, make_filters
 from gentrie.matcher import make_constraint
 from gentrie.trie import TokenTrie
 
@@ -164,11 +164,12 @@ def best_first_search(
         raise ValueError(f"item_filter has {len(filters)} entries for {prompts} prompts")
     if outside is not None and outside.num_prompts != prompts:
         raise ValueError(f"item_scores has {outside.num_prompts} rows for {prompts} prompts")
+    filters = filters * prompts if len(filters) == 1 else filters
     matchers = [_core.Matcher(make_constraint(trie, None, None, False, chosen)) for chosen in filters]
     frontiers = [
         Frontier(
             trie,
-            matchers[row if len(filters) > 1 else 0].fork(),
+            matchers[row],
             wanted,
             float(speculation),
             scope == "trie",
@@ -185,7 +186,10 @@ def best_first_search(
         sequences=[[item.path() for item in items] for items in found],
         sequences_scores=[np.array([item.score for item in items]) for items in found],
         token_scores=[[np.array(item.path_scores()) for item in items] for items in found],
-        item_ids=[[trie.resolve(item.path()) for item in items] for items in found],
+        item_ids=[
+            [items_of(trie, chosen, item.path()) for item in items]
+            for items, chosen in zip(found, filters, strict=True)
+        ],
         num_found=np.array([len(items) for items in found], dtype=np.int64),
         certified=np.array([frontier.gap() <= 0 for frontier in frontiers]),
         gap=np.array([frontier.gap() for frontier in frontiers]),

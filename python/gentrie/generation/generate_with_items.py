@@ -60,7 +60,7 @@ class TextWithItems:
     sequences
         int64 [rows, length], prompts included, padded on the right; as ``generate`` returns them.
     items
-        For each row its complete items in order, each as the int64 ids of the items that share its title.
+        For each row its complete items in order, each as the int64 ids of the allowed items that share its title.
     stats
         What the call cost.
     """
@@ -171,7 +171,7 @@ def generate_with_items(
     matchers = make_matchers(trie, begin_token_id, eos, unique, item_filter, len(input_ids))
     prompts = unpadded(input_ids, kwargs)
     rows = [
-        ItemRow(number, matcher, trie, prompt, begin_token_id, eos, template)
+        ItemRow(number, *matcher, trie, prompt, begin_token_id, eos, template)
         for number, (matcher, prompt) in enumerate(zip(matchers, prompts, strict=True))
     ]
     decoder = _Decoder(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from gentrie import _core
 from gentrie.generation.response_template import ResponseTemplate
+from gentrie.item_filter import items_of
 from gentrie.trie import TokenTrie
 
 _FREE_TEXT = -2
@@ -23,6 +24,8 @@ class ItemRow:
         The row, for messages.
     matcher
         At the start; the prompt is read into it.
+    chosen
+        Its filter, or None.
     trie
         Its catalog.
     prompt
@@ -42,6 +45,7 @@ class ItemRow:
         self,
         number: int,
         matcher: _core.Matcher,
+        chosen: _core.ItemFilter | None,
         trie: TokenTrie,
         prompt: Sequence[int],
         begin_token_id: int,
@@ -50,6 +54,7 @@ class ItemRow:
     ) -> None:
         self.number = number
         self.matcher = matcher
+        self._chosen = chosen
         self._trie = trie
         self._begin = begin_token_id
         self._eos = eos_token_ids
@@ -82,7 +87,7 @@ class ItemRow:
             length = _item_length(self._trie, tokens[at + 1 :])
             if length is None:
                 break
-            found.append(self._trie.resolve(tokens[at + 1 : at + 1 + length]))
+            found.append(items_of(self._trie, self._chosen, tokens[at + 1 : at + 1 + length]))
             at += 1 + length
         return found
 

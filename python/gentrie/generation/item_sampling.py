@@ -14,7 +14,7 @@ from gentrie.generation._best_first_frontier import Frontier, Prefix
 from gentrie.generation._frontier_search import FrontierSearch
 from gentrie.generation.best_first_search import BestFirstStats
 from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.item_filter import make_filters
+from gentrie.item_filter import items_of, make_filters
 from gentrie.matcher import make_constraint
 from gentrie.trie import TokenTrie
 
@@ -94,18 +94,19 @@ def sample_items(
     prompts = len(decoder.prompt_slots)
     if len(filters) not in (1, prompts):
         raise ValueError(f"item_filter has {len(filters)} entries for {prompts} prompts")
+    filters = filters * prompts if len(filters) == 1 else filters
     matchers = [_core.Matcher(make_constraint(trie, None, None, False, chosen)) for chosen in filters]
-    frontiers = [
-        _GumbelFrontier(trie, matchers[row if len(filters) > 1 else 0].fork(), wanted, float(temperature), noise)
-        for row in range(prompts)
-    ]
+    frontiers = [_GumbelFrontier(trie, matchers[row], wanted, float(temperature), noise) for row in range(prompts)]
     FrontierSearch(decoder, trie, frontiers, "trie").run(2**62, prompts * wanted)
     found = [frontier.best() for frontier in frontiers]
     return ItemSamples(
         sequences=[[item.path() for item in items] for items in found],
         log_probs=[np.array([item.score for item in items]) for items in found],
         token_log_probs=[[np.array(item.path_scores()) for item in items] for items in found],
-        item_ids=[[trie.resolve(item.path()) for item in items] for items in found],
+        item_ids=[
+            [items_of(trie, chosen, item.path()) for item in items]
+            for items, chosen in zip(found, filters, strict=True)
+        ],
         stats=BestFirstStats(
             model_calls=decoder.stats.prompt_calls + decoder.stats.calls,
             rows=sum(frontier.rows for frontier in frontiers),
