@@ -111,7 +111,15 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         rows = sorted((row for row in swept if row["run"][fixed] == BEAR[fixed]), key=lambda row: row["run"][varied])
         x = [row["run"][varied] for row in rows]
         panel.plot(x, [row["ndcg@10 constrained"] for row in rows], "o-")
-        panel.set(xscale="log", xlabel=varied, ylabel="NDCG@10", title=f"{fixed} = {BEAR[fixed]}")
+        panel.set(
+            xscale="log",
+            xticks=x,
+            xticklabels=[f"{value:g}" for value in x],
+            xlabel=varied,
+            ylabel="NDCG@10",
+            title=f"{fixed} = {BEAR[fixed]}",
+        )
+        panel.minorticks_off()
         beside = panel.twinx()
         beside.plot(x, [row["pruning_rate@10"] for row in rows], "s--", color="tab:red")
         beside.set_ylabel("PruningRate@10 (dashed)", color="tab:red")

@@ -58,14 +58,21 @@ def test_items_inside_free_text(names: dict[str, Any]) -> None:
 
 
 def test_the_response_is_one_item(names: dict[str, Any]) -> None:
-    exec("import gentrie\nfrom gentrie.generation import TrieLogitsProcessor\n" + examples()[1], names)
+    exec(
+        "import gentrie\nfrom gentrie.generation import TrieLogitsProcessor, trie_beam_search\n" + examples()[1], names
+    )
     assert len(names["items"]) == 20
+    rows = [row[: row.index(names["eos"])] for row in names["output"][:, names["width"] :].tolist()]
+    found = [names["trie"].resolve(row).tolist() for row in rows]
+    assert found == [items.tolist() for items in names["items"]]  # of both calls
     assert all(item.size for item in names["items"])
 
 
 def test_searches_and_training(names: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    exec("import gentrie\nfrom gentrie.generation import TrieLogitsProcessor\n" + examples()[1], names)
+    exec(
+        "import gentrie\nfrom gentrie.generation import TrieLogitsProcessor, trie_beam_search\n" + examples()[1], names
+    )
     tokenizer, eos, begin = names["tokenizer"], names["eos"], 600
     item_trie = gentrie.TokenTrie.from_titles(names["titles"], tokenizer, end_token_id=601, vocab_size=1700)
     names |= {"item_trie": item_trie, "begin": begin, "free_inputs": {"input_ids": torch.tensor([[40, 50, begin]])}}

@@ -1,6 +1,10 @@
 """Tries on a device, for kernels that never wait for the host. Needs torch."""
 
-from gentrie.device.bank import FilterBank, TrieBank
-from gentrie.device.trie import DeviceFilter, DeviceTrie
+from gentrie._optional import require
+
+require("torch", extra="hf")
+
+from gentrie.device.bank import FilterBank, TrieBank  # noqa: E402
+from gentrie.device.trie import DeviceFilter, DeviceTrie  # noqa: E402
 
 __all__ = ["DeviceFilter", "DeviceTrie", "FilterBank", "TrieBank"]
