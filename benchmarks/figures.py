@@ -1,7 +1,8 @@
 """Every figure that gentrie answers for, in one table: its goal, what is measured now, and the command behind it.
 
 ``python benchmarks/figures.py`` runs the scripts beside it one after the other. ``--save`` keeps the rows as JSON with
-machine, versions and commit; ``--readme`` puts them into the README, from such a file where ``--load`` names one.
+machine, versions and commit; ``--readme`` puts them and the tables of committed results into the README, from such a
+file where ``--load`` names one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from _committed import committed_rows
 from _figures import HEADINGS, Figure, row
+from _tables import office, table_a2
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -25,7 +27,7 @@ from gentrie.bench.harness import circumstances, write_json
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
-WITH_TABLES_OF_THEIR_OWN = ("Table A2", "training on Office")
+WITH_TABLES_OF_THEIR_OWN = ("gentrie bench table-a2", "python benchmarks/office_training.py")
 SCRIPTS = (
     "lookup",
     "processor",
@@ -62,15 +64,18 @@ def markdown(rows: list[tuple[Figure, str]]) -> str:
 
 
 def update_readme(rows: list[tuple[Figure, str]], where: dict[str, Any]) -> None:
-    """Replace what stands between the README's two markers."""
+    """Replace what stands between the README's markers."""
     head = (
         f"{where['cpu']}, one thread unless a row says otherwise, Python {where['python']}, "
         f"torch {where['versions']['torch']}, commit {where['commit'][:7]}; median (range of the rounds)."
     )
-    pattern = re.compile(r"(?<=<!-- figures -->\n).*?(?=<!-- /figures -->)", re.DOTALL)
-    text, found = pattern.subn(lambda _: f"\n{head}\n\n{markdown(rows)}\n\n", README.read_text())
-    if found != 1:
-        sys.exit(f"{README} lacks the markers <!-- figures --> and <!-- /figures -->")
+    text = README.read_text()
+    parts = {"figures": f"{head}\n\n{markdown(rows)}", "table-a2": table_a2(), "office": office()}
+    for name, part in parts.items():
+        pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+        text, found = pattern.subn(lambda _, part=part: f"\n{part}\n\n", text)
+        if found != 1:
+            sys.exit(f"{README} lacks the markers <!-- {name} --> and <!-- /{name} -->")
     README.write_text(text)
 
 
@@ -99,7 +104,7 @@ def main() -> None:
         write_json(options.save, {"circumstances": where, "rows": entries})
     rows += committed_rows()
     if options.readme:
-        update_readme([row for row in rows if not row[0].name.startswith(WITH_TABLES_OF_THEIR_OWN)], where)
+        update_readme([row for row in rows if row[1] not in WITH_TABLES_OF_THEIR_OWN], where)
     table = Table(*HEADINGS, "command")
     for figure, command in rows:
         table.add_row(*row(figure), command)
