@@ -50,7 +50,8 @@ def test_as_many_distinct_items_as_there_are_with_their_exact_log_probabilities(
         assert (np.diff(found.log_probs[number]) <= 0).all()
         for at, sequence in enumerate(sequences):
             assert found.token_log_probs[number][at].sum() == pytest.approx(found.log_probs[number][at])
-            assert found.item_ids[number][at].tolist() == trie.resolve(sequence).tolist()
+            given = [item for item, row in enumerate(rows) if (*row, END) == sequence]
+            assert found.item_ids[number][at].tolist() == [item for item in given if not with_filter or item % 2 == 0]
 
 
 def logits_of(model: Any, prompt: list[int], sequence: list[int]) -> torch.Tensor:
