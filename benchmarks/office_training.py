@@ -27,7 +27,7 @@ from gentrie._optional import require
 from gentrie.bench.harness import Spread, circumstances, write_json
 from gentrie.training import ItemCollator, beam_search_objective, bear_loss
 
-WEIGHTS, TEMPERATURES = (0.1, 0.25, 1.0, 4.0), (0.5, 1.0, 2.75, 8.0)
+WEIGHTS, TEMPERATURES = (0.1, 0.25, 1.0, 4.0), (0.5, 2.75, 8.0)
 QUICK = Size(users=16, users_free=4)
 SHOWN = (
     "hr@10 constrained",
