@@ -61,6 +61,7 @@ class DeviceTrie:
         self.trie, self.device = trie, torch.empty(0, device=device).device
         host = _host_arrays(trie, items)
         self.arrays = _on_device(host, self.device)
+        tables: dict[str, Any] = {name: self.arrays[name] for name in ARRAYS}
         counts = trie._core.header()
         num_nodes, num_leaves = counts["num_nodes"], counts["num_leaves"]
         self.tables = TrieTables(
@@ -76,7 +77,7 @@ class DeviceTrie:
             run_token_bits=counts["run_token_bits"],
             run_offset_bits=counts["run_offset_bits"],
             lookups=_CoreLookups(trie._core) if self.device.type == "cpu" else None,
-            **{name: self.arrays[name] for name in ARRAYS},
+            **tables,
         )
         self.descriptors = make_descriptors([self.tables], self.device)
 
