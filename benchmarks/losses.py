@@ -24,7 +24,7 @@ from gentrie._optional import require
 from gentrie.bench.baselines.dense_losses import dense_bear_loss
 from gentrie.bench.harness import compare
 from gentrie.training import bear_loss, linear_bear_loss
-from gentrie.training._rows import LabelRows
+from gentrie.training._rows import FilteredTrie, LabelRows
 
 SEQUENCES, HIDDEN_SIZE, SAMPLES = 4, 2048, 10_000
 GOALS = {64: (25, 150), 256: (35, 250)}
@@ -171,7 +171,7 @@ def valid_sets(trie: TokenTrie, note: str, rounds: int) -> list[Figure]:
     labels = torch.tensor([title + [-100] * (width - len(title)) for title in titles])
 
     def look_up() -> LabelRows:
-        return LabelRows.of(trie, labels, None, ignore_index=-100, width=VOCAB_SIZE, on_invalid="error")
+        return LabelRows.of(FilteredTrie(trie), labels, None, ignore_index=-100, width=VOCAB_SIZE, on_invalid="error")
 
     kept = look_up()
     arrays = (kept.row, kept.label, kept.node, kept.place, kept.num_valid, kept.states, kept.tokens, kept.indptr)
