@@ -22,7 +22,7 @@ from processor import keep_memory, ratio
 from gentrie import TokenTrie, datasets
 from gentrie._optional import require
 from gentrie.bench.baselines.dense_losses import dense_bear_loss
-from gentrie.bench.harness import compare
+from gentrie.bench.harness import Spread, compare
 from gentrie.training import bear_loss, linear_bear_loss
 from gentrie.training._rows import FilteredTrie, LabelRows
 
@@ -137,13 +137,14 @@ class Methods:
         return methods
 
 
-def memory(methods: Methods, note: str) -> list[Figure]:
+def memory(methods: Methods, note: str, rounds: int) -> list[Figure]:
     """Before malloc is told to keep what it has."""
     name = f"BEAR from hidden states, {methods.num_labels} labels: extra memory"
-    ours, published = (peak_bytes(methods.functions[kind]) / 2**20 for kind in ("hidden", "published, hidden"))
+    ours = Spread.of([peak_bytes(methods.functions["hidden"]) for _ in range(rounds)])
+    published = Spread.of([peak_bytes(methods.functions["published, hidden"])])
     return [
-        Figure.exact(name, "MiB", ours, goal=10, note=note),
-        Figure.exact(f"published: {name}", "MiB", published, note=note),
+        Figure.of(name, "MiB", ours, scale=2**-20, goal=10, note=note),
+        Figure.of(f"published: {name}", "MiB", published, scale=2**-20, note=note),
     ]
 
 
@@ -188,7 +189,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     generator = torch.Generator().manual_seed(1)
     head = torch.randn(VOCAB_SIZE, HIDDEN_SIZE, generator=generator) * HIDDEN_SIZE**-0.5
     batches = [Methods.of(trie, num_labels, head) for num_labels in GOALS]
-    figures = [figure for methods in batches for figure in memory(methods, note)]
+    figures = [figure for methods in batches for figure in memory(methods, note, options.rounds)]
     keep_memory()
     figures += [figure for methods in batches for figure in times(methods, note, options.rounds)]
     return figures + valid_sets(trie, note, options.rounds)
