@@ -39,10 +39,11 @@ def _of(name: str, unit: str, spread: dict[str, float], scale: float = 1.0, **re
 
 
 def _published() -> Iterator[tuple[Figure, str]]:
-    found = _read("compare_published.json")
-    for name, ratio in found["ratios"].items() if found else ():
-        name = f"our rewriting of the published approach over the original: {name}"
-        yield _of(name, "times", ratio["ratio"], goal=1.2), "python benchmarks/compare_published.py"
+    for script, what in (("compare_published", "approach"), ("compare_published_loss", "BEAR loss")):
+        found = _read(f"{script}.json")
+        for name, ratio in found["ratios"].items() if found else ():
+            name = f"our rewriting of the published {what} over the original: {name}"
+            yield _of(name, "times", ratio["ratio"], goal=1.2), f"python benchmarks/{script}.py"
 
 
 def _scaling() -> Iterator[tuple[Figure, str]]:
