@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from catalog_strategies import catalogs
+from custom_arguments import custom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import BEGIN, END, FIRST_TOKEN, PAD, TURN_END, VOCAB_SIZE, ScriptedModel, markov_logits, tiny_model
@@ -115,7 +116,7 @@ def test_custom_generate_is_the_same_and_returns_what_generate_does() -> None:
     model = tiny_model("llama")
     arguments = {"attention_mask": mask, "logits_processor": talkative(), **SETTINGS}
     direct = generate_with_items(model, ids, trie=TRIE, begin_token_id=BEGIN, **arguments)
-    output = model.generate(ids, custom_generate=generate_with_items, trie=TRIE, begin_token_id=BEGIN, **arguments)
+    output = model.generate(ids, **custom(generate_with_items, trie=TRIE, begin_token_id=BEGIN), **arguments)
     assert torch.equal(output, direct.sequences)
     for row, items in zip(output[:, ids.shape[1] :].tolist(), direct.items, strict=True):
         begins = [at for at, token in enumerate(row) if token == BEGIN]
