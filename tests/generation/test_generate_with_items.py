@@ -366,6 +366,15 @@ def test_models_and_caches_that_cannot_be_served_are_refused() -> None:
         ours(scripted, TRIE, ids, mask, {})
 
 
+def test_a_compiled_model_runs_with_one_warning() -> None:
+    ids, mask = prompts(1)
+    compiled: Any = torch.compile(tiny_model("llama"))
+    with pytest.warns(UserWarning, match="the compiled model runs uncompiled") as warned:
+        output = ours(compiled, TRIE, ids, mask, {})
+    assert sum("uncompiled" in str(entry.message) for entry in warned) == 1
+    assert torch.equal(output.sequences, ours(tiny_model("llama"), TRIE, ids, mask, {}).sequences)
+
+
 def test_nothing_but_items_in_long_samples() -> None:
     ids, mask = prompts(4)
     for seed in range(3):

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
+from gentrie.generation._compiled import uncompiled
 from gentrie.generation._generate_arguments import (
     check_settings,
     embedded_prompts,
@@ -104,7 +105,7 @@ def generate_with_items(
     Parameters
     ----------
     model
-        A decoder-only model of ``transformers`` with a dynamic cache.
+        A decoder-only model of ``transformers`` with a dynamic cache; a compiled one runs uncompiled, with a warning.
     input_ids
         int64 [rows, length], padded on the left under ``attention_mask``; or give ``inputs_embeds``.
     logits_processor, stopping_criteria, generation_config
@@ -134,6 +135,7 @@ def generate_with_items(
     if not hasattr(generation_config, "_pad_token_tensor"):  # not prepared by `generate`: go through it
         if kwargs.pop("synced_gpus", None):
             raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")
+        model = uncompiled(model, stacklevel=2)
         if streamer is not None and input_ids is not None:
             streamer.put(input_ids.cpu())
         own = {
