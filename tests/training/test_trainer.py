@@ -255,7 +255,7 @@ def test_adapters_and_checkpointing(tmp_path: Path) -> None:
     expected = sgd_step(reference, written_out(reference, **OPTIONS))
     trainer = BearTrainer(
         model,
-        arguments(tmp_path, gradient_checkpointing=True),
+        arguments(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}),
         train_dataset=FEATURES,
         data_collator=ItemCollator(TRIE, PAD),
         trie=TRIE,
