@@ -1,9 +1,10 @@
-"""Beam search over a catalog against ``generate`` with a TrieLogitsProcessor: time, calls, rows and padding.
+"""Beam search over a catalog against ``generate`` with a TrieLogitsProcessor: time, calls, rows, padding and memory.
 
 A Llama-shaped model of random weights (hidden 512, 8 layers, vocabulary 131,072), 4 prompts of 200 tokens, 10 beams,
 synthetic toys or ``--real FOLDER`` with ``catalog.jsonl``. Both return the same items, which is checked. A round of
 ``generate`` takes some 15 seconds: ``--rounds 3`` is enough. ``--beams 50 200 --rounds 1`` measures wider beams, for
-which ``generate`` takes minutes and 10 GB.
+which ``generate`` takes minutes and 10 GB. Memory is that of the keys and values held, whose floor is one copy of each
+prompt's and of each token's fed behind them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from _figures import VOCAB_SIZE, Figure, main
+from _keys_and_values import held_bytes
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gentrie import TokenTrie
@@ -93,7 +95,8 @@ def compared(
 
     # The first round of generate takes too long for one that is not timed.
     ours()
-    taken = compare({"ours": ours, "generate": theirs}, rounds=options.rounds, warmup=0)
+    with held_bytes(model) as held:
+        taken = compare({"ours": ours, "generate": theirs}, rounds=options.rounds, warmup=0)
     result: BeamSearchResult = found["ours"]
     pairs = [(prompt, tuple(row)) for prompt, rows in enumerate(result.sequences) for row in rows]
     theirs_too = {(at // width, tuple(row)) for at, row in enumerate(found["generate"])}
@@ -104,6 +107,10 @@ def compared(
     title = f"beam search, {name}, {width} beams, scope={scope}"
     goal = GOALS[scope] if width == BEAMS else None
     stats = result.stats
+    config = model.config
+    of_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    copies = held.prompts / (BATCH * PROMPT * of_token)
+    floor = (BATCH * PROMPT + stats.tokens_computed) * of_token
     return [
         Figure.of(
             f"{title}: generate over ours", "times", ratio, goal=goal, at_least=True, note=f"{same:.1%} the same items"
@@ -114,6 +121,10 @@ def compared(
         Figure.exact(f"{title}: rows scored", "", stats.rows),
         Figure.exact(f"{title}: tokens behind the prompts", "", stats.tokens_computed),
         Figure.exact(f"{title}: padded slots", "", stats.padded_slots, goal=0),
+        Figure.exact(f"{title}: copies of each prompt's keys and values", "", copies, goal=1),
+        Figure.exact(f"{title}: keys and values held by ours", "MB", (held.prompts + held.tree) / 1e6),
+        Figure.exact(f"{title}: keys and values held by generate", "MB", held.dynamic / 1e6),
+        Figure.exact(f"{title}: one copy of each token's keys and values", "MB", floor / 1e6, note="floor"),
     ]
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny_models import FIRST_TOKEN, PAD, VOCAB_SIZE, tiny_model
 from tree_models import tree_model
 
-from gentrie import TokenTrie, evaluation
-from gentrie.evaluation.prefixes import Prefixes
+from gentrie import ItemFilter, TokenTrie, evaluation
+from gentrie.evaluation.prefixes import Prefixes, allowed_sequences
 
 token = st.integers(FIRST_TOKEN, FIRST_TOKEN + 7)
 catalogs = st.lists(st.lists(token, min_size=1, max_size=6).map(tuple), min_size=1, max_size=12, unique=True)
@@ -65,6 +65,70 @@ def test_every_sequence_has_the_plain_models_probability(kind, scope, titles, pr
     np.testing.assert_allclose(chosen, every[:, some], rtol=1e-6, atol=1e-6)
     if scope == "trie":
         np.testing.assert_allclose(np.exp(every).sum(1), 1, rtol=1e-6)
+
+
+@st.composite
+def filtered_catalogs(draw):
+    """Rows, some of them alike, their item ids, and which of these are allowed, one at least."""
+    rows = draw(st.lists(st.lists(token, min_size=1, max_size=4), min_size=1, max_size=10))
+    ids = draw(st.lists(st.integers(0, 30), min_size=len(rows), max_size=len(rows)))
+    allowed = draw(st.sets(st.sampled_from(ids), min_size=1))
+    return rows, ids, sorted(allowed)
+
+
+@pytest.mark.parametrize("scope", ["trie", "vocab"])
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@settings(max_examples=8)
+@given(filtered_catalogs(), st.sampled_from([1, 999]), st.data())
+def test_a_filtered_catalog_is_the_catalog_of_the_rest(kind, scope, catalog, tokens_per_call, data):
+    rows, ids, allowed = catalog
+    model, prompts = tree_model(kind), torch.tensor([[4, 5, 6], [7, 8, 9]])
+    build = {"vocab_size": VOCAB_SIZE, "end_token_id": 1}
+    whole = TokenTrie.from_sequences(rows, item_ids=ids, **build)
+    left = [(row, item) for row, item in zip(rows, ids, strict=True) if item in allowed]
+    rest = TokenTrie.from_sequences([row for row, _ in left], item_ids=[item for _, item in left], **build)
+    there = np.array([path in sequences_of(rest) for path in sequences_of(whole)])
+    options = {"scope": scope, "tokens_per_call": tokens_per_call}
+    expected = evaluation.catalog_logprobs(model, prompts, rest, **options)
+    targets = [data.draw(st.sampled_from(allowed)) for _ in prompts]
+    expected_ranks = evaluation.target_token_ranks(model, prompts, rest, targets, **options)
+    twice = ItemFilter.all_items(whole).deny([item for item in set(ids) if item not in allowed])
+    for item_filter in (allowed, twice):
+        found = evaluation.catalog_logprobs(model, prompts, whole, item_filter=item_filter, **options)
+        np.testing.assert_allclose(found[:, there], expected, rtol=1e-5, atol=1e-5)
+        assert (found[:, ~there] == -np.inf).all()
+        chosen = [*np.flatnonzero(there), *np.flatnonzero(~there)][:3]
+        some = evaluation.catalog_logprobs(model, prompts, whole, item_filter=item_filter, sequences=chosen, **options)
+        np.testing.assert_allclose(some, found[:, chosen], rtol=1e-5, atol=1e-5)
+        of_items, values = evaluation.item_logprobs(found, whole, item_filter=item_filter)
+        rest_items, rest_values = evaluation.item_logprobs(expected, rest)
+        assert of_items.tolist() == rest_items.tolist() == allowed
+        np.testing.assert_allclose(values, rest_values, rtol=1e-5, atol=1e-5)
+        ranks = evaluation.target_token_ranks(model, prompts, whole, targets, item_filter=item_filter, **options)
+        assert ranks[:, : rest.max_depth].tolist() == expected_ranks.tolist()
+        assert not ranks[:, rest.max_depth :].any()
+        for k in (1, 2):
+            recommended = np.array([[allowed[0], -1]] * 2)
+            of_whole = evaluation.pruning(found, targets, recommended, k, whole, token_ranks=ranks)
+            of_rest = evaluation.pruning(expected, targets, recommended, k, rest, token_ranks=expected_ranks)
+            assert of_whole == of_rest
+
+
+def test_a_filter_that_closes_everything_or_a_target():
+    model, trie, ids = tiny_model("llama"), trie_of([(5,), (5, 6), (7,)]), torch.tensor([[4]])
+    assert not allowed_sequences(trie, ItemFilter.from_item_ids(trie, [])).any()
+    nothing = evaluation.catalog_logprobs(model, ids, trie, item_filter=[])
+    assert nothing.tolist() == [[-np.inf] * 3]
+    items, values = evaluation.item_logprobs(nothing, trie, item_filter=[])
+    assert (items.size, values.shape) == (0, (1, 0))
+    closed = evaluation.pruning(evaluation.catalog_logprobs(model, ids, trie, item_filter=[0]), [2], [[0]], 1, trie)
+    assert (closed.num_positives, closed.num_top) == (1, 0)
+    with pytest.raises(ValueError, match="targets: item 2 is not in what item_filter leaves of the catalog"):
+        evaluation.target_token_ranks(model, ids, trie, [2], item_filter=[0, 1])
+    other = ItemFilter.all_items(trie_of([(5,)]))
+    for function in (evaluation.catalog_logprobs, lambda *a, **o: evaluation.target_token_ranks(*a, [0], **o)):
+        with pytest.raises(ValueError, match="belongs to the trie"):
+            function(model, ids, trie, item_filter=other)
 
 
 @given(catalogs)

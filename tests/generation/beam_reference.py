@@ -52,11 +52,11 @@ def lock_step(
             finished[group] += [(score / length**length_penalty, path) for score, path in best[:own] if path in items]
             finished[group] = sorted(finished[group], reverse=True)[:own]
             beams[group] = [entry for entry in best if entry[1] not in items][:own]
+            for _, path in beams[group]:  # also those of a group that is done with this token
+                taken[path[-1]] += 1
             worst = finished[group][-1][0] if len(finished[group]) == own else -float("inf")
             if beams[group] and beams[group][0][0] / length**length_penalty <= worst:
                 beams[group] = []
-            for _, path in beams[group]:
-                taken[path[-1]] += 1
     best_of = dict[Path, float]()
     for score, path in sorted(entry for group in finished for entry in group):
         best_of[path] = score

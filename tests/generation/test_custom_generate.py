@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from catalog_strategies import catalogs
+from custom_arguments import custom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
@@ -19,6 +21,7 @@ TITLES = [[a, b, c, 20, 21, 22][: 4 + a % 3] for a in range(4, 9) for b in range
 TRIE = TokenTrie.from_sequences(TITLES, vocab_size=VOCAB_SIZE, end_token_id=END)
 IDS = torch.tensor([[30, 31, 32, 33], [PAD, PAD, PAD, 34], [PAD, 35, 36, 37]])
 MASK = (IDS != PAD).long()
+OWN = ("item_filter", "item_scores", "alpha", "lookahead_scores")
 
 
 def generate(*, kind: str = "llama", **arguments: Any) -> Any:
@@ -30,7 +33,8 @@ def generate(*, kind: str = "llama", **arguments: Any) -> Any:
 
 
 def ours(**arguments: Any) -> Any:
-    return generate(custom_generate=trie_beam_search, trie=TRIE, **arguments)
+    own = {name: arguments.pop(name) for name in OWN if name in arguments}
+    return generate(**custom(trie_beam_search, trie=TRIE, **own), **arguments)
 
 
 def items(sequences: torch.Tensor) -> list[list[int]]:
@@ -100,7 +104,7 @@ def test_any_catalog_and_number_of_beams(
         arguments |= {"length_penalty": length_penalty, "early_stopping": early_stopping}
     processor = TrieLogitsProcessor(trie, prompt_length=start)
     expected = generate(kind=kind, logits_processor=[processor], output_scores=True, **arguments)
-    found = generate(kind=kind, custom_generate=trie_beam_search, trie=trie, **arguments)
+    found = generate(kind=kind, **custom(trie_beam_search, trie=trie), **arguments)
     written = [item_of(row[start:].tolist(), trie) for row in found.sequences]
     if beams == 1:
         assert written == [item_of(row[start:].tolist(), trie) for row in expected.sequences]
@@ -132,6 +136,11 @@ def test_prompts_as_embeddings_and_folded_temperature() -> None:
     found = ours(logits_processor=[TemperatureLogitsWarper(3.0)], **arguments)
     assert items(found.sequences) == items(expected.sequences)
     torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+def test_its_own_arguments_may_be_bound() -> None:
+    bound = functools.partial(trie_beam_search, trie=TRIE, item_filter=range(20))
+    assert generate(custom_generate=bound).tolist() == ours(item_filter=range(20)).tolist()
 
 
 def test_missing_rows_are_padding_at_minus_infinity() -> None:
@@ -219,7 +228,10 @@ class _Never(StoppingCriteria):
         ({"logits_processor": [TrieLogitsProcessor(TRIE, prompt_length=4)]}, "TrieLogitsProcessor"),
         ({"token_type_ids": IDS}, "token_type_ids"),
         ({"force_words_ids": [[5]]}, "asks for constrained_beam_search"),
-        ({"num_beam_groups": 3, "diversity_penalty": 1.0}, "num_beam_groups=3 does not divide"),
+        (
+            {"num_beam_groups": 3, "diversity_penalty": 1.0},
+            "num_beam_groups=3 does not divide|divisible by `num_beam_groups`",
+        ),
         ({"item_scores": torch.ones(3, len(TITLES))}, "item_scores and alpha go together"),
         ({"kind": "t5", "decoder_input_ids": torch.tensor([[PAD, 5]] * 3)}, "decoder_input_ids other than one"),
         ({"kind": "t5", "decoder_input_ids": torch.tensor([[5]] * 3)}, "decoder_input_ids other than"),

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loss_cases import assert_same, gradients
 from reference import log_softmax, valid_tokens
 
-from gentrie import TokenTrie
+from gentrie import ItemFilter, TokenTrie
 from gentrie.training import beam_search_objective
 
 ROWS = [[a, b, c, 1] for a in (2, 3, 4) for b in (5, 6) for c in (7, 8, 9)] + [[5, 1], [6, 7, 1]]
@@ -74,6 +76,29 @@ def test_formula(scope: Any, width: int) -> None:
     each = beam_search_objective(logits, labels, next_logits, reduction="none", **options)
     assert each.shape == labels.shape
     assert_same(each.sum(), total)
+
+
+@settings(max_examples=25)
+@given(data=st.data(), width=st.integers(1, 8), scope=st.sampled_from(["trie", "vocab"]))
+def test_a_filtered_catalog_is_the_catalog_of_the_rest(data: st.DataObject, width: int, scope: Any) -> None:
+    allowed = sorted(data.draw(st.sets(st.integers(0, len(ROWS) - 1), min_size=1)))
+    chosen = [ROWS[item] for item in data.draw(st.lists(st.sampled_from(allowed), min_size=1, max_size=3))]
+    labels = torch.tensor([row + [-100] * (4 - len(row)) for row in chosen])
+    logits = torch.randn(*labels.shape, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(len(allowed)))
+    logits.requires_grad_()
+    rest = TokenTrie.from_sequences([ROWS[item][:-1] for item in allowed], vocab_size=10, end_token_id=1)
+    options: dict[str, Any] = {"beam_width": width, "scope": scope, "reg_weight": 0.5}
+    expected = beam_search_objective(logits, labels, next_logits, trie=rest, **options)
+    for item_filter in (allowed, ItemFilter.from_item_ids(TRIE, allowed)):
+        found = beam_search_objective(logits, labels, next_logits, trie=TRIE, item_filter=item_filter, **options)
+        assert_same(found, expected)
+        assert_same(*gradients(found, logits), *gradients(expected, logits))
+
+
+def test_a_closed_target_is_refused() -> None:
+    labels, logits = torch.tensor([[5, 1]]), torch.zeros(1, 2, 11)
+    with pytest.raises(ValueError, match=r"labels\[0\]\[0\]=5 is not a valid token at state \d+ of what item_filter"):
+        beam_search_objective(logits, labels, next_logits, trie=TRIE, item_filter=[0, 1])
 
 
 def test_no_prompts() -> None:

@@ -19,6 +19,7 @@ from gentrie import _validate
 from gentrie.evaluation.prefixes import Int64Array, Prefixes
 from gentrie.evaluation.windows import Walk, Window
 from gentrie.generation.tree_decoder import TreeDecoder
+from gentrie.item_filter import filter_from
 
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
@@ -34,6 +35,7 @@ def catalog_logprobs(
     *,
     attention_mask: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
+    item_filter: Any = None,
     scope: Literal["trie", "vocab"] = "trie",
     tau: float = 1.0,
     sequences: Any = None,
@@ -48,6 +50,9 @@ def catalog_logprobs(
         As for :class:`gentrie.generation.TreeDecoder`: B prompts.
     trie
         The catalog.
+    item_filter
+        Which items there are, for all prompts: an :class:`gentrie.ItemFilter` of the trie, item ids, or bool by item
+        id. Tokens below which it leaves no item are not valid. Default: all items.
     scope
         Over what each token's softmax goes: ``"trie"``, the tokens valid there, or ``"vocab"``, all.
     tau
@@ -61,30 +66,32 @@ def catalog_logprobs(
 
     Returns
     -------
-    float64 [B, C], or [B, num_sequences] in leaf order (that of :meth:`gentrie.TokenTrie.to_sequences`).
+    float64 [B, C], or [B, num_sequences] in leaf order (that of :meth:`gentrie.TokenTrie.to_sequences`); -inf for
+    sequences that ``item_filter`` closes.
 
     Raises
     ------
     ValueError, TypeError
         For a model or prompts that :class:`gentrie.generation.TreeDecoder` refuses, an unknown scope, a vocabulary
-        wider than the model's logits, a leaf outside the trie.
+        wider than the model's logits, a leaf outside the trie, a filter of another trie.
     """
     scope = _validate.choice("scope", scope, ("trie", "vocab"))
     rows = _validate.integer("tokens_per_call", tokens_per_call, 1, 2**31 - 1)
-    prefixes = Prefixes.of(trie)
+    prefixes = Prefixes.of(trie, None if item_filter is None else filter_from(trie, item_filter))
     leaves = prefixes.leaf[_chosen_leaves(sequences, trie.num_sequences)]
+    there = leaves >= 0
     prompts = inputs_embeds if inputs_embeds is not None else input_ids
     if prompts is None:
         raise ValueError("give either input_ids or inputs_embeds")
     wanted = np.zeros(prefixes.num_nodes, dtype=bool)
-    wanted[leaves] = True
+    wanted[leaves[there]] = True
     walk = Walk.over(prefixes, prefixes.with_ancestors(wanted), scope)
     together = max(1, min(len(prompts), rows // 64))
     windows = [
         walk.window(prefixes, start, start + max(1, rows // together))
         for start in range(0, max(1, walk.fed.size), max(1, rows // together))
     ]
-    out = np.empty((len(prompts), leaves.size))
+    out = np.full((len(prompts), leaves.size), -np.inf)
     with _bar(len(windows) * -(-len(prompts) // together), progress) as bar:
         for first in range(0, len(prompts), together):
             part = slice(first, min(first + together, len(prompts)))
@@ -100,21 +107,28 @@ def catalog_logprobs(
             for window, logprobs in _scored(decoder, windows, prefixes.num_nodes, scope, tau):
                 edges[:, window.scored_children] = logprobs
                 bar.update()
-            out[part] = _summed(edges, prefixes)[:, leaves]
+            out[part, there] = _summed(edges, prefixes)[:, leaves[there]]
     return out
 
 
-def item_logprobs(logprobs: npt.NDArray[np.float64], trie: TokenTrie) -> tuple[Int64Array, npt.NDArray[np.float64]]:
+def item_logprobs(
+    logprobs: npt.NDArray[np.float64], trie: TokenTrie, *, item_filter: Any = None
+) -> tuple[Int64Array, npt.NDArray[np.float64]]:
     """Item ids [items], ascending, and their log-probabilities [B, items], from those of all sequences.
 
-    Items that share a sequence have all of its probability each; an item with several sequences has their sum.
+    Items that share a sequence have all of its probability each; an item with several sequences has their sum. With
+    the ``item_filter`` of :func:`catalog_logprobs` only the items that it leaves are there.
     """
     _, _, items, indptr = trie.to_sequences()
     if logprobs.ndim != 2 or logprobs.shape[1] != trie.num_sequences:
         raise ValueError(f"logprobs has shape {logprobs.shape}, expected [B, {trie.num_sequences}]")
     leaf = np.repeat(np.arange(trie.num_sequences), np.diff(indptr))
     order = np.argsort(items, kind="stable")
+    if item_filter is not None:
+        order = order[np.isin(items[order], filter_from(trie, item_filter).items_below(trie.root))]
     ids, starts = np.unique(items[order], return_index=True)
+    if not ids.size:
+        return ids, np.empty((logprobs.shape[0], 0))
     return ids, np.logaddexp.reduceat(logprobs[:, leaf[order]], starts, axis=1)
 
 

@@ -10,9 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from gentrie.item_filter import ItemFilter
     from gentrie.trie import TokenTrie
 
 Int64Array = npt.NDArray[np.int64]
+
+
+def allowed_sequences(trie: TokenTrie, item_filter: ItemFilter | None) -> npt.NDArray[np.bool_]:
+    """Bool [num_sequences] in leaf order: whether the filter leaves a sequence an item; None leaves all."""
+    if item_filter is None:
+        return np.ones(trie.num_sequences, dtype=bool)
+    arrays = item_filter.arrays()
+    words = (arrays["leaf_words"] & np.uint64(0xFFFFFFFF)).astype("<u4")
+    allowed = np.unpackbits(words.view(np.uint8), count=trie.num_sequences, bitorder="little").astype(bool)
+    allowed[arrays["closed_leaves"].astype(np.int64)] = False
+    return allowed
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class Prefixes:
     depth
         int64 [nodes], number of tokens.
     leaf
-        int64 [num_sequences], the node of each sequence, in the trie's leaf order.
+        int64 [num_sequences], the node of each sequence, in the trie's leaf order; -1 where a filter closes it.
     """
 
     token: Int64Array
@@ -37,25 +49,28 @@ class Prefixes:
     leaf: Int64Array
 
     @classmethod
-    def of(cls, trie: TokenTrie) -> Prefixes:
-        """All prefixes of the trie's sequences."""
+    def of(cls, trie: TokenTrie, item_filter: ItemFilter | None = None) -> Prefixes:
+        """All prefixes of the trie's sequences that the filter leaves."""
         values, indptr, _, _ = trie.to_sequences()
-        lengths = np.diff(indptr)
-        column = np.arange(int(lengths.max()))
+        allowed = allowed_sequences(trie, item_filter)
+        lengths = np.diff(indptr)[allowed]
+        column = np.arange(int(lengths.max(initial=0)))
         real = column < lengths[:, None]
         tokens = np.full(real.shape, -1, dtype=np.int64)
-        tokens[real] = values
+        tokens[real] = values[np.repeat(allowed, np.diff(indptr))]
         same = np.cumprod(tokens[1:] == tokens[:-1], axis=1, dtype=np.int64).astype(bool)
         new = real.copy()
         new[1:] &= ~same
         node = np.zeros((real.shape[0], real.shape[1] + 1), dtype=np.int64)
         node[:, 1:][new] = np.arange(1, np.count_nonzero(new) + 1)
         node = np.maximum.accumulate(node, axis=0)  # a prefix that is not new is the latest one of its length
+        leaf = np.full(allowed.size, -1, dtype=np.int64)
+        leaf[allowed] = node[np.arange(lengths.size), lengths]
         return cls(
             token=np.concatenate([[-1], tokens[new]]),
             parent=np.concatenate([[-1], node[:, :-1][new]]),
             depth=np.concatenate([[0], np.broadcast_to(column + 1, new.shape)[new]]),
-            leaf=node[np.arange(lengths.size), lengths],
+            leaf=leaf,
         )
 
     @property

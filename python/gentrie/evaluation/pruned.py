@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _validate
+from gentrie.evaluation.prefixes import allowed_sequences
 from gentrie.evaluation.ranking import Int64Array, Targets, check_recommended, flat_targets
 
 if TYPE_CHECKING:
+    from gentrie.item_filter import ItemFilter
     from gentrie.trie import TokenTrie
 
 
@@ -62,7 +64,8 @@ def pruning(
     Parameters
     ----------
     logprobs
-        Floats [users, num_sequences] in leaf order, from :func:`catalog_logprobs`.
+        Floats [users, num_sequences] in leaf order, from :func:`catalog_logprobs`; -inf for a sequence that is not
+        there, which is never among the first K.
     targets
         Item ids, one a user or a list a user.
     recommended
@@ -89,7 +92,7 @@ def pruning(
     items, users = flat_targets(targets, rows.shape[0])
     leaves = leaves_of(items, trie, "targets")
     own = logprobs[users, leaves]
-    top = np.count_nonzero(logprobs[users] > own[:, None], axis=1) < k
+    top = (np.count_nonzero(logprobs[users] > own[:, None], axis=1) < k) & (own > -np.inf)
     found_leaves = np.full(rows.shape, -1, dtype=np.int64)
     found_leaves[rows >= 0] = leaves_of(rows[rows >= 0], trie, "recommended")
     pruned = top & np.all(found_leaves[users] != leaves[:, None], axis=1)
@@ -102,13 +105,16 @@ def pruning(
     return Pruning(items.size, int(top.sum()), int(pruned.sum()), int((pruned & violating).sum()))
 
 
-def leaves_of(items: Int64Array, trie: TokenTrie, name: str) -> Int64Array:
-    """The first leaf of each item id, int64 [N]; ValueError for an item that the catalog lacks."""
+def leaves_of(items: Int64Array, trie: TokenTrie, name: str, item_filter: ItemFilter | None = None) -> Int64Array:
+    """The first leaf of each item id that a filter leaves, int64 [N]; ValueError for an item without one."""
     _, _, ids, indptr = trie.to_sequences()
     leaf = np.repeat(np.arange(trie.num_sequences), np.diff(indptr))
     order = np.argsort(ids, kind="stable")
-    place = np.minimum(np.searchsorted(ids[order], items), ids.size - 1)
-    for row in np.flatnonzero(ids[order][place] != items)[:1]:
-        raise ValueError(f"{name}: item {items[row]} is not in the catalog")
-    leaves: Int64Array = leaf[order][place]
-    return leaves
+    order = order[allowed_sequences(trie, item_filter)[leaf[order]]]
+    sorted_ids, leaves = ids[order], leaf[order]
+    place = np.searchsorted(sorted_ids, items)
+    missing = place == np.searchsorted(sorted_ids, items, side="right")
+    for row in np.flatnonzero(missing)[:1]:
+        where = "the catalog" if item_filter is None else "what item_filter leaves of the catalog"
+        raise ValueError(f"{name}: item {items[row]} is not in {where}")
+    return leaves[place]

@@ -71,8 +71,8 @@ def beam_search(
         D3 (EMNLP 2024): real numbers [P, items], not negative, column i for item id i, and a weight in [0, 1]. A token
         scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed tokens.
     lookahead_scores
-        PAG (SIGIR 2024, arXiv 2404.14600): real numbers [P, items], such as the scores of simultaneous decoding. A
-        prefix scores ``log p(prefix) + max(score(item) for allowed items below prefix)``.
+        PAG (SIGIR 2024, arXiv 2404.14600, eq. 6): real numbers [P, items], such as the scores of simultaneous decoding
+        (eq. 5). A prefix scores ``log p(prefix) + max(score(item) for allowed items below prefix)``.
     max_length
         Tokens of an item at most; the catalog's longest by default.
     temperature

@@ -118,8 +118,8 @@ class BeamStepper:
             scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed
             tokens. The paper's ``length_penalty`` is 0.
         lookahead_scores
-            PAG (SIGIR 2024, arXiv 2404.14600): real numbers [items]. A prefix scores ``log p(prefix) + max(score(item)
-            for allowed items below prefix)``.
+            PAG (SIGIR 2024, arXiv 2404.14600, eq. 6): real numbers [items]. A prefix scores ``log p(prefix) +
+            max(score(item) for allowed items below prefix)``.
 
         Raises
         ------

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
+from gentrie.generation._compiled import uncompiled
 from gentrie.generation._generate_arguments import (
     check_settings,
     embedded_prompts,
@@ -98,12 +99,13 @@ def generate_with_items(
         model.generate(input_ids, custom_generate=generate_with_items, trie=trie, begin_token_id=soi)
 
     The second returns what ``generate`` does: sequences, or a :class:`TextWithItems` under
-    ``return_dict_in_generate``. ``transformers`` hands no streamer to a ``custom_generate``; use the first for that.
+    ``return_dict_in_generate``. ``transformers`` hands no streamer to a ``custom_generate``, and before 4.57 no
+    arguments of its own (``functools.partial`` binds them); the first way serves every version.
 
     Parameters
     ----------
     model
-        A decoder-only model of ``transformers`` with a dynamic cache.
+        A decoder-only model of ``transformers`` with a dynamic cache; a compiled one runs uncompiled, with a warning.
     input_ids
         int64 [rows, length], padded on the left under ``attention_mask``; or give ``inputs_embeds``.
     logits_processor, stopping_criteria, generation_config
@@ -133,6 +135,7 @@ def generate_with_items(
     if not hasattr(generation_config, "_pad_token_tensor"):  # not prepared by `generate`: go through it
         if kwargs.pop("synced_gpus", None):
             raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")
+        model = uncompiled(model, stacklevel=2)
         if streamer is not None and input_ids is not None:
             streamer.put(input_ids.cpu())
         own = {

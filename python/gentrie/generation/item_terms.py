@@ -49,8 +49,11 @@ class ShareTerm:
 
 
 class LookaheadTerm:
-    """PAG (SIGIR 2024, arXiv 2404.14600): ``score(prefix) = log p(prefix) + max(score(item) for items below prefix)``,
-    so that a complete sequence scores its log-probability plus its best item's score.
+    """Planning-ahead constrained beam search (PAG, SIGIR 2024, arXiv 2404.14600, eq. 6 and algorithm 1).
+
+    ``score(prefix) = log p(prefix) + max(score(item) for items below prefix)``, the maximum over all allowed items
+    rather than over the n best of the paper, so that a complete sequence scores its log-probability plus its best
+    item's score.
 
     Written as a sum over tokens: each adds how much lower the best item below it is than the best below its siblings,
     and the first one adds the best of all.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from gentrie.generation._compiled import uncompiled
 from gentrie.generation.tree_attention import UnsupportedModelError
 from gentrie.generation.tree_head import TreeHead, WholeHead
 from gentrie.generation.tree_packed import PackedForward
@@ -235,11 +235,7 @@ def _language_model(model: Any) -> PreTrainedModel:
     """The model inside wrappers, checked."""
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    if hasattr(model, "_orig_mod"):
-        warnings.warn(
-            "the compiled model runs uncompiled: rows of a token tree change their shape at each call", stacklevel=3
-        )
-        model = model._orig_mod
+    model = uncompiled(model, stacklevel=3)
     if hasattr(model, "get_base_model"):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             raise ValueError(

@@ -67,8 +67,10 @@ class TreeHead:
         hook = body.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
         token = torch.ones(1, 1, dtype=torch.int64, device=model.device)
         inputs = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
+        # Mixed precision of accelerate leaves an autocast around `forward`, beside which it keeps the plain one.
+        plain = getattr(model, "_original_forward", model)
         try:
-            theirs = model(input_ids=token, use_cache=False, **inputs).logits[0].float()
+            theirs = plain(input_ids=token, use_cache=False, **inputs).logits[0].float()
         finally:
             hook.remove()
         if not seen or seen[-1].ndim != 3:

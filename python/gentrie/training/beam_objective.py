@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
 from gentrie import _validate
 from gentrie.training import _arguments
 from gentrie.training._compute import ScopeName
+from gentrie.training._rows import FilteredTrie
 from gentrie.training.token_logprobs import token_logprobs
 from gentrie.trie import TokenTrie
 
@@ -23,6 +26,7 @@ def beam_search_objective(
     next_logits: NextLogits,
     *,
     trie: TokenTrie,
+    item_filter: Any = None,
     beam_width: int = 10,
     reg_weight: float = 1.0,
     reg_temperature: float = 1.0,
@@ -50,7 +54,7 @@ def beam_search_objective(
     next_logits
         ``next_logits(prompts, prefixes)``, with int64 [n] (prompt numbers) and int64 [n, t] (tokens of an item so
         far), gives the logits [n, V] of the token after them. Called once a step for all beams, without gradients.
-    trie, beam_width, reg_weight, reg_temperature, tau, scope, ignore_index
+    trie, item_filter, beam_width, reg_weight, reg_temperature, tau, scope, ignore_index
         As in :func:`bear_loss`.
     reduction
         ``"mean"``: divided by the number of labels that count; ``"sum"``; or ``"none"`` for [N, T].
@@ -65,13 +69,22 @@ def beam_search_objective(
     _arguments.positive("reg_temperature", reg_temperature)
     _arguments.positive("tau", tau)
     _validate.choice("reduction", reduction, ("mean", "sum", "none"))
-    log_prob = token_logprobs(logits, labels, trie=trie, scope=scope, tau=tau, ignore_index=ignore_index)
+    catalog = _arguments.catalog(trie, item_filter)
+    log_prob = token_logprobs(
+        logits,
+        labels,
+        trie=catalog.trie,
+        item_filter=catalog.item_filter,
+        scope=scope,
+        tau=tau,
+        ignore_index=ignore_index,
+    )
     if labels.dim() != 2:
         raise ValueError(f"labels has shape {tuple(labels.shape)}, expected [prompts, tokens]")
     counts = labels != ignore_index
     for row in (counts.int().diff(dim=1) > 0).any(1).nonzero()[:1, 0].tolist():
         raise ValueError(f"labels[{row}] has labels behind ignored ones: an item begins at the first column")
-    search = _Search(next_logits, trie, beam_width, tau, scope)
+    search = _Search(next_logits, catalog, beam_width, tau, scope)
     with torch.no_grad():
         thresholds = search.thresholds(counts.sum(1).tolist(), labels.shape[1], log_prob)
     margins = (thresholds - log_prob.cumsum(1)) / reg_temperature
@@ -96,7 +109,7 @@ class _Search:
     """Token-synchronous beam search of several prompts."""
 
     next_logits: NextLogits
-    trie: TokenTrie
+    catalog: FilteredTrie
     beam_width: int
     tau: float
     scope: ScopeName
@@ -104,7 +117,7 @@ class _Search:
     def thresholds(self, lengths: list[int], num_steps: int, like: torch.Tensor) -> torch.Tensor:
         """[prompts, steps], the B-th largest score of each step, up to each prompt's length; 0 beyond."""
         found = like.new_zeros(len(lengths), num_steps)
-        beams = [[_Beam((), self.trie.root, 0.0)] for _ in lengths]
+        beams = [[_Beam((), self.catalog.trie.root, 0.0)] for _ in lengths]
         for step in range(max(lengths, default=0)):
             running = [prompt for prompt, length in enumerate(lengths) if step < length]
             live = [(prompt, beam) for prompt in running for beam in beams[prompt] if not beam.finished]
@@ -126,12 +139,13 @@ class _Search:
         return list((self.next_logits(prompts, prefixes).double() / self.tau).cpu())
 
     def _extensions(self, beam: _Beam, scaled: torch.Tensor) -> list[_Beam]:
-        tokens = self.trie.next_tokens(beam.state).tolist()
+        trie = self.catalog.trie
+        tokens = self.catalog.next_tokens_batch(np.array([beam.state]))[0].tolist()
         valid = scaled[tokens]
         over = valid if self.scope == "trie" else scaled
         scores = (beam.score + valid - over.logsumexp(0)).tolist()
         extended = []
         for token, score in zip(tokens, scores, strict=True):
-            state = self.trie.advance(beam.state, token)
-            extended.append(_Beam((*beam.tokens, token), state, score, self.trie.is_leaf(state)))
+            state = trie.advance(beam.state, token)
+            extended.append(_Beam((*beam.tokens, token), state, score, trie.is_leaf(state)))
         return extended

@@ -168,7 +168,8 @@ class BearTrainer(Trainer):
     ) -> None:
         """Compare the model's logits of one row a sequence with what the loss will take for them."""
         bias = None if head.bias is None else head.bias.float()
-        raw = torch.nn.functional.linear(hidden[:, :1].float(), head.weight.float(), bias) * scale
+        with torch.autocast(hidden.device.type, enabled=False):  # some versions of Trainer ask for the loss inside one
+            raw = torch.nn.functional.linear(hidden[:, :1].float(), head.weight.float(), bias) * scale
         ours = raw if softcap is None else (raw / softcap).tanh() * softcap
         is_exact = self.accelerator.mixed_precision == "no" and hidden.dtype == head.weight.dtype == torch.float32
         tolerance = 1e-4 if is_exact else 5e-2
