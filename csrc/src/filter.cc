@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "item_index.h"
 #include "parallel.h"
@@ -70,17 +71,24 @@ std::vector<std::uint64_t> gathered(const Id* ids, std::uint64_t num_items, cons
   return words;
 }
 
-/// Sorts numbers below 2^bits in three passes: a thousand take a third of the time that comparing them does.
+/// Sorts numbers below 2^bits, bits at most 33, digit by digit: a thousand take a fifth of the time that comparing
+/// them does. All digits are counted in one pass.
 void sort_few(std::vector<std::uint32_t>* values, std::uint32_t bits) {
-  constexpr std::uint32_t kPasses = 3, kMaxDigits = 1 << 11;
-  const std::uint32_t digit_bits = bits / kPasses + 1, mask = (1U << digit_bits) - 1;
+  constexpr std::uint32_t kDigits = 3, kMaxRadix = 1 << 11;
+  const std::uint32_t digit_bits = (bits + kDigits - 1) / kDigits, radix = 1U << digit_bits;
+  std::array<std::array<std::uint32_t, kMaxRadix>, kDigits> starts;
+  for (auto& digit : starts) std::fill_n(digit.begin(), radix, 0);
+  const auto digit_of = [=](std::uint32_t value, std::uint32_t digit) {
+    return (value >> (digit * digit_bits)) & (radix - 1);
+  };
+  for (const std::uint32_t value : *values) {
+    for (std::uint32_t digit = 0; digit < kDigits; ++digit) ++starts[digit][digit_of(value, digit)];
+  }
   std::vector<std::uint32_t> sorted(values->size());
-  for (std::uint32_t pass = 0; pass < kPasses; ++pass) {
-    const std::uint32_t shift = pass * digit_bits;
-    std::array<std::uint32_t, kMaxDigits + 1> starts{};
-    for (const std::uint32_t value : *values) ++starts[(value >> shift & mask) + 1];
-    std::partial_sum(starts.begin(), starts.begin() + mask + 1, starts.begin());
-    for (const std::uint32_t value : *values) sorted[starts[value >> shift & mask]++] = value;
+  for (std::uint32_t digit = 0; digit < kDigits; ++digit) {
+    std::uint32_t before = 0;
+    for (std::uint32_t i = 0; i < radix; ++i) before += std::exchange(starts[digit][i], before);
+    for (const std::uint32_t value : *values) sorted[starts[digit][digit_of(value, digit)]++] = value;
     values->swap(sorted);
   }
 }
@@ -136,9 +144,8 @@ ItemFilter::Ptr ItemFilter::from_item_ids(std::shared_ptr<const Trie> trie, cons
                                           std::uint64_t count) {
   Words words(num_words(trie->view().num_items));
   const std::shared_ptr<const ItemIndex> index = trie->item_index();
-  for (std::uint64_t i = 0; i < count; ++i) {
-    index->for_each_entry(ids[i], [&](std::uint32_t entry) { words[entry >> 6] |= std::uint64_t{1} << (entry & 63); });
-  }
+  index->for_each_entry(ids, count,
+                        [&](std::uint32_t entry) { words[entry >> 6] |= std::uint64_t{1} << (entry & 63); });
   return make(std::move(trie), std::move(words));
 }
 
@@ -173,32 +180,36 @@ ItemFilter::Ptr ItemFilter::deny(const std::int64_t* ids, std::uint64_t count) c
   }
   const TrieView& view = trie().view();
   const std::shared_ptr<const ItemIndex> index = trie().item_index();
-  std::vector<std::uint32_t> entries;
-  entries.reserve(denied_entries_.size() + count);
-  entries = denied_entries_;
-  for (std::uint64_t i = 0; i < count; ++i) index->prefetch(ids[i]);
-  for (std::uint64_t i = 0; i < count; ++i) {
-    index->for_each_entry(ids[i], [&](std::uint32_t entry) { entries.push_back(entry); });
-  }
-  sort_few(&entries, bit_width(view.num_items));
   std::vector<std::uint32_t>& denied = filter->denied_entries_;
-  denied.resize(entries.size());
+  denied.reserve(denied_entries_.size() + count);
+  denied = denied_entries_;
+  index->for_each_entry(ids, count, [&](std::uint32_t entry) {
+    prefetch_resident(entry);
+    index->prefetch_leaf(entry);
+    denied.push_back(entry);
+  });
   std::size_t num_denied = 0;
-  std::uint64_t previous = view.num_items;
-  for (const std::uint32_t entry : entries) {  // without branches, which would wait for the bitmap one after the other
+  for (const std::uint32_t entry : denied) {  // without branches, which would wait for the bitmap one after the other
     denied[num_denied] = entry;
-    num_denied += static_cast<std::size_t>(is_resident(entry) & (entry != previous));
-    previous = entry;
+    num_denied += static_cast<std::size_t>(is_resident(entry));
   }
   denied.resize(num_denied);
+  sort_few(&denied, bit_width(view.num_items));
+  denied.erase(std::unique(denied.begin(), denied.end()), denied.end());
   if (view.item_indptr == nullptr) {
     filter->closed_leaves_ = denied;
     return filter;
   }
-  for (const std::uint32_t entry : denied) {
-    const std::uint32_t leaf = std::min(index->leaf_of(entry), view.num_leaves - 1);
-    const bool is_new = filter->closed_leaves_.empty() || filter->closed_leaves_.back() != leaf;
-    if (is_new && filter->num_items_of(leaf) == 0) filter->closed_leaves_.push_back(leaf);
+  std::vector<std::uint32_t>& closed = filter->closed_leaves_;
+  for (std::size_t first = 0, last; first < denied.size(); first = last) {
+    const std::uint32_t leaf = std::min(index->leaf_of(denied[first]), view.num_leaves - 1);
+    const auto [begin, end] = view.items_of_leaf(leaf);
+    last = first + 1;
+    while (last < denied.size() && denied[last] < end) ++last;
+    std::size_t left = last - first;  // denied ones to find among the leaf's before its other items are all filtered
+    std::uint64_t entry = begin;
+    while (entry < end && (!is_resident(entry) || left-- > 0)) ++entry;
+    if (entry == end && (closed.empty() || closed.back() != leaf)) closed.push_back(leaf);
   }
   return filter;
 }

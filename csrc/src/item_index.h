@@ -15,19 +15,24 @@ class ItemIndex {
  public:
   explicit ItemIndex(const TrieView& view);
 
-  /// Calls visit(entry) for each entry of `id`; an item listed under several sequences has several.
+  /// Calls visit(entry) for each entry of each id, in the order of the ids; an item listed under several sequences has
+  /// several entries. What later ids will read is brought meanwhile: their cache misses overlap.
   template <typename Visit>
-  void for_each_entry(std::int64_t id, const Visit& visit) const {
-    const std::uint64_t slot = slot_of(id);
-    if (slot >= heads_.size()) return;
-    for (std::uint32_t entry = heads_[slot]; entry != kNone; entry = others_.empty() ? kNone : others_[entry]) {
-      visit(entry);
+  void for_each_entry(const std::int64_t* ids, std::uint64_t count, const Visit& visit) const {
+    for (std::uint64_t i = 0; i < count + 2 * kAhead; ++i) {
+      if (i < count) prefetch_head(ids[i]);
+      if (i >= kAhead && i < count + kAhead) prefetch_item_id(ids[i - kAhead]);
+      if (i < 2 * kAhead) continue;
+      const std::uint64_t slot = slot_of(ids[i - 2 * kAhead]);
+      if (slot >= heads_.size()) continue;
+      for (std::uint32_t entry = heads_[slot]; entry != kNone; entry = others_.empty() ? kNone : others_[entry]) {
+        visit(entry);
+      }
     }
   }
-  /// Brings what for_each_entry() reads first: asked for many ids ahead, their cache misses overlap.
-  void prefetch(std::int64_t id) const {
-    const std::uint64_t slot = first_slot_of(id);
-    if (slot < heads_.size()) __builtin_prefetch(&heads_[slot]);
+  /// Brings what leaf_of() reads.
+  void prefetch_leaf(std::uint32_t entry) const {
+    if (!leaf_starts_.empty()) __builtin_prefetch(&leaf_starts_[entry >> 5]);
   }
   /// The leaf that an entry belongs to.
   std::uint32_t leaf_of(std::uint32_t entry) const;
@@ -38,6 +43,7 @@ class ItemIndex {
 
  private:
   static constexpr std::uint32_t kNone = 0xFFFFFFFF;
+  static constexpr std::uint64_t kAhead = 32;  ///< ids between one read and the next that needs its result
 
   std::uint64_t first_slot_of(std::int64_t id) const {
     return is_hashed_ ? (static_cast<std::uint64_t>(id) * 0x9E3779B97F4A7C15) >> hash_shift_
@@ -50,6 +56,19 @@ class ItemIndex {
     const std::uint64_t mask = heads_.size() - 1;
     while (heads_[slot] != kNone && view_.item_id(heads_[slot]) != id) slot = (slot + 1) & mask;
     return slot;
+  }
+
+  void prefetch_head(std::int64_t id) const {
+    const std::uint64_t slot = first_slot_of(id);
+    if (slot < heads_.size()) __builtin_prefetch(&heads_[slot]);
+  }
+  /// Only a hashed id is compared with that of its entry.
+  void prefetch_item_id(std::int64_t id) const {
+    if (!is_hashed_) return;
+    const std::uint32_t head = heads_[first_slot_of(id)];
+    if (head != kNone) {
+      __builtin_prefetch(static_cast<const char*>(view_.item_ids) + std::uint64_t{head} * view_.item_id_bytes);
+    }
   }
 
   TrieView view_;
