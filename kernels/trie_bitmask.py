@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-incomplete-defs
-"""Bitmasks of the tokens that the catalog allows next, in XGrammar's layout: what ``fill_bitmask`` of the C++ core does.
+"""Bitmasks of the tokens that may follow, in XGrammar's layout: what ``fill_bitmask`` of the C++ core does on the CPU.
 
 A row is cut into blocks of words, one program each. Children are sorted by token, so that a program searches the few
 edges that lead into its words and needs no atomics: every word is written once, and repeated runs give equal bits.

@@ -1,6 +1,4 @@
-"""Without a GPU: all kernels of the losses compile for sm_90, the device's path gives what the CPU's does, and without
-Triton the modules import.
-"""
+"""Without a GPU: the device's path of the losses gives what the CPU's does, and without Triton the modules import."""
 
 from __future__ import annotations
 
@@ -27,12 +25,6 @@ def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run([sys.executable, *map(str, command)], env=kept | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def test_sm_90(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    lines = run(Path(__file__).with_name("compile_losses.py"), TRITON_CACHE_DIR=str(tmp_path)).splitlines()
-    assert {line.split()[0] for line in lines} == KERNELS
 
 
 def test_device_path() -> None:
