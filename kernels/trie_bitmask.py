@@ -185,7 +185,7 @@ def _trie_bitmask(
     states
         int64 [B], contiguous, as :func:`trie_walk` gives them. What is no state of the row's trie counts as -1.
     begin_token_id
-        In free text its bit is cleared where the row's filter leaves no item; -1: none.
+        In [0, 32 W): in free text its bit is cleared where the row's filter leaves no item; -1: none.
     eos_token_ids
         int64 [E], contiguous, distinct, in [0, 32 W).
     dead_may_end

@@ -142,6 +142,18 @@ def test_rows_of_any_number_of_children(device: str, num_children: int):
     assert mask[0].tolist() == by_loop(words, state, trie, None, -1, [EOS], True)
 
 
+def test_wide_nodes_with_a_filter(device: str):
+    tokens = np.arange(4, 4_004, 4)
+    trie = TokenTrie.from_sequences(tokens[:, None] * [1, 0] + [0, 7], vocab_size=4_010)
+    item_filter = ItemFilter.from_item_ids(trie, range(0, 1_000, 3)).deny([3, 999])
+    mask = torch.full((1, 126), POISON, dtype=torch.int32, device=device)
+    tries, filters = DeviceTrie(trie, device), DeviceFilter(item_filter, device)
+    arguments = torch.zeros(1, dtype=torch.int64, device=device), -1, torch.tensor([EOS], device=device), True
+    launch_trie_bitmask(mask, *arguments, tries.descriptors, None, filters.descriptors, None)
+    assert mask[0].tolist() == by_loop(126, 0, trie, item_filter, -1, [EOS], True)
+    assert sum(word.bit_count() for word in (mask[0].long() & 0xFFFFFFFF).tolist()) == 332
+
+
 def test_offsets_beyond_32_bits(device: str):
     """A row that begins beyond 2^31 words, of which only the pages written exist."""
     trie = TokenTrie.from_sequences([[5, 6], [40, 7]], vocab_size=64)

@@ -90,7 +90,7 @@ fill_bitmask(
 )
 logits = torch.randn(6, 130, device="cuda")
 beam_step(logits, states, logits[:, 0], 2, 2, False, None, False, trie.max_branching, tries.descriptors, *[None] * 3)
-labels = torch.tensor([[5, 6, 7, {EOS}], [10, {EOS}, -100, -100], [5, 9, {EOS}, -100]], device="cuda")
+labels = torch.tensor([[5, 6, 7, {EOS}], [10, {EOS}, -100, -100], [70, 8, {EOS}, -100]], device="cuda")
 hidden = torch.randn(3, 4, 64, device="cuda", requires_grad=True)
 weight = torch.randn(130, 64, device="cuda", requires_grad=True)
 training.bear_loss(hidden @ weight.T, labels, trie=trie, beam_width=2).backward()
