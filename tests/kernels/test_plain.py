@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launched_kernels import modules
 from strategies import BEGIN, EOS, OTHER_EOS, examples
+from torch._library.custom_ops import CustomOpDef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gentrie import TokenTrie, training
 from gentrie.device import DeviceFilter, DeviceTrie, fill_bitmask
@@ -136,10 +138,12 @@ def served(device: str) -> list[torch.Tensor]:
     masked = TrieLogitsProcessor(TRIE, prompt_length=1, item_filter=[0, 2])(ids, logits)
     eos = torch.tensor([EOS], device=device)
     tries = resident.descriptors, None, None, None
+    closed = logits.clone()
     states = trie_walk(ids, None, torch.tensor([1], device=device), -1, eos, *tries)
     mask = torch.zeros(4, 2, dtype=torch.int32, device=device)
     fill_bitmask(mask, states, resident, eos_token_ids=eos)
-    return [masked, states, mask, *beam_step(logits, states, logits[:, 0], 2, 3, True, None, False, 0, *tries)]
+    trie_mask(closed, states, -1, eos, True, *tries)
+    return [masked, closed, states, mask, *beam_step(logits, states, logits[:, 0], 2, 3, True, None, False, 0, *tries)]
 
 
 def lost(device: str) -> list[torch.Tensor]:
@@ -159,9 +163,36 @@ def lost(device: str) -> list[torch.Tensor]:
     scores = torch.randn(2, 4, 40, generator=generator).to(device).requires_grad_()
     losses = bear_loss(logits, labels, beam_width=2, **csr).losses
     whole = training.bear_loss(scores, title, trie=TRIE, beam_width=2)
+    how = csr["indptr"], csr["tokens"], None, None, None, 2, 1.0, 1.0, "regularized", "positive"
+    compiled = torch.ops.gentrie.bear_loss(logits.detach(), labels, None, *how)  # as under torch.compile
+    scaled = torch.ops.gentrie.scale_rows(logits.detach(), None, losses.detach())
     total = losses.sum() + log_probs.sum() + values.square().sum() + whole
-    found = [*topb_threshold(logits, 3), log_probs, thresholds, losses, values, whole]
+    found = [*topb_threshold(logits, 3), log_probs, thresholds, losses, values, whole, *compiled, scaled]
     return [*found, *torch.autograd.grad(total, (logits, hidden, weight, scores))]
+
+
+class Recorder(TorchDispatchMode):
+    """Which operations of ours are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if function.namespace == "gentrie":
+            self.names.add(function.name().partition(".")[0])
+        return function(*arguments, **(named or {}))
+
+
+def test_no_operation_is_left_out():
+    """What is compared below between devices calls every operation that there is."""
+    with Recorder() as recorder:
+        served("cpu")
+        lost("cpu")
+    defined = {
+        value._qualname for module in modules() for value in vars(module).values() if isinstance(value, CustomOpDef)
+    }
+    assert recorder.names == defined
 
 
 @pytest.mark.gpu
