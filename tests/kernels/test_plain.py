@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,40 @@ def test_operations_fall_back_with_one_warning(no_triton: None):
     ]
 
 
-def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("compiler", "header", "message"),
+    [
+        (None, True, r"no C compiler was found, which Triton needs \(gcc or clang\)"),
+        ("here", False, r"Python\.h, which Triton needs, is not in "),
+        ("here", True, None),
+    ],
+)
+def test_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str | None, header: bool, message: str | None
+):
+    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(_launch, "HAS_TRITON", True)
-    monkeypatch.setattr(_launch.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_launch.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(_launch.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    if header:
+        (tmp_path / "Python.h").touch()
     _launch.usable.cache_clear()
     try:
-        with pytest.warns(RuntimeWarning, match="no C compiler was found, which Triton needs"):
+        if message is None:
+            assert _launch.usable()
+        else:
+            with pytest.warns(RuntimeWarning, match=message):
+                assert not _launch.usable()
+    finally:
+        _launch.usable.cache_clear()
+
+
+def test_the_compiler_that_is_asked_for_has_to_be_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_launch, "HAS_TRITON", True)
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    _launch.usable.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=r"no C compiler was found, which Triton needs \(/nowhere/cc\)"):
             assert not _launch.usable()
     finally:
         _launch.usable.cache_clear()

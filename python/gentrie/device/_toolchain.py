@@ -26,7 +26,7 @@ def check_toolchain(arch: str | None) -> None:
     if arch is None and not torch.cuda.is_available():
         raise RuntimeError("there is no CUDA device that torch sees; to compile for another machine's, name its arch")
     if arch is None and not usable():
-        raise RuntimeError("Triton cannot compile here: it or a C compiler is missing")
+        raise RuntimeError("Triton cannot run here: see the warning")
 
 
 @contextmanager
