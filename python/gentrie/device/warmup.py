@@ -75,11 +75,11 @@ def warmup(
     """Compile the kernels of serving, and those of training on request, for given shapes.
 
     The operations run once on the device, with tensors as the processor and the searches hand them over: ``trie_walk``,
-    ``trie_mask``, ``trie_bitmask`` and ``beam_step``, with and without a filter. A later process that has
-    ``TRITON_CACHE_DIR=cache_dir`` in its environment, the same versions of gentrie and Triton, the same kind of GPU and
-    arguments of the same types compiles nothing. Triton tells sizes and strides apart by whether they are 1, multiples
-    of 16, or neither, so that other batches of the same kind are served too. What this process has launched before is
-    not compiled again, nor written: call it first.
+    ``trie_mask``, ``trie_bitmask`` (both with ``on_dead="eos"``, the default) and ``beam_step``, with and without a
+    filter. A later process that has ``TRITON_CACHE_DIR=cache_dir`` in its environment, the same versions of gentrie
+    and Triton, the same kind of GPU and arguments of the same types compiles nothing. Triton tells sizes and strides
+    apart by whether they are 1, multiples of 16, or neither, so that other batches of the same kind are served too.
+    What this process has launched before is not compiled again, nor written: call it first.
 
     Parameters
     ----------
@@ -169,9 +169,8 @@ def _serving(trie: TokenTrie, shapes: Shapes, device: torch.device) -> Iterator[
         for length in _LENGTHS:
             history = torch.zeros(rows, length, dtype=torch.int64, device=device)
             yield "trie_walk", _call(launch_trie_walk, history, None, starts, *control, *tries)
-        for dead_may_end in (True, False):
-            yield "trie_mask", _call(launch_trie_mask, logits, states, *control, dead_may_end, *tries)
-            yield "trie_bitmask", _call(launch_trie_bitmask, mask, states, *control, dead_may_end, *tries)
+        yield "trie_mask", _call(launch_trie_mask, logits, states, *control, True, *tries)
+        yield "trie_bitmask", _call(launch_trie_bitmask, mask, states, *control, True, *tries)
         for beams in sorted({1, shapes.num_beams}):  # behind the prompts, and at every later step
             part = slice(shapes.num_prompts * beams)
             index = tries[3] if tries[3] is None else tries[3][part]
