@@ -10,6 +10,17 @@ from types import ModuleType
 
 from gentrie import kernels
 
+OF_LOSSES = {
+    "bear_loss_kernel",
+    "head_gradient_kernel",
+    "hidden_gradient_kernel",
+    "log_prob_gradient_kernel",
+    "scale_rows_kernel",
+    "topb_threshold_kernel",
+    "trie_linear_kernel",
+}
+"""Those that ``compile_losses.py`` compiles; ``sm90.py`` has all others."""
+
 
 def modules() -> list[ModuleType]:
     return [import_module(f"{kernels.__name__}.{module.name}") for module in iter_modules(kernels.__path__)]
