@@ -8,6 +8,7 @@ import sysconfig
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +21,24 @@ WIDEN = os.environ.get("TRITON_INTERPRET") == "1"
 
 @cache
 def usable() -> bool:
-    """Whether Triton is installed and finds the C compiler that it builds its launchers with; warns once where not."""
-    compilers = (os.environ.get("CC"), "cc", "gcc", "clang", (sysconfig.get_config_var("CC") or "").partition(" ")[0])
+    """Whether Triton is installed and finds what it builds its launcher with, as it looks for it: a C compiler and the
+    headers of Python. Warns once where it does not."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     if not HAS_TRITON:
         missing = "the package triton is not installed"
-    elif not any(shutil.which(name) for name in compilers if name):
-        missing = "no C compiler was found, which Triton needs"
+    elif not any(map(shutil.which, compilers)):
+        missing = f"no C compiler was found, which Triton needs ({' or '.join(compilers)})"
+    elif not Path(_include_folder(), "Python.h").exists():
+        missing = f"Python.h, which Triton needs, is not in {_include_folder()}"
     else:
         return True
     warnings.warn(f"gentrie uses plain torch on the GPU, which is slow: {missing}", RuntimeWarning, 3)
     return False
+
+
+def _include_folder() -> str:
+    scheme = sysconfig.get_default_scheme()  # Debian's own names a folder under /usr/local, where no headers are
+    return sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
 
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:

@@ -112,22 +112,63 @@ def trie_mask(
     allowed: FilterTables | None,
 ) -> None:
     """Mask rows int64 [N] of logits [B, V] whose states int64 [N] lie in one trie; see the operation of this name."""
-    root = torch.zeros(1, dtype=torch.int64, device=states.device)
-    if begin_token_id >= 0 and not lookups.num_left(root, allowed):
+    if begin_token_id >= 0 and _is_used_up(states, lookups, allowed):
         logits[rows[states == FREE_TEXT], begin_token_id] = -torch.inf
     rows, states = rows[states != FREE_TEXT], states[states != FREE_TEXT]
+    place, tokens = _may_follow(states, eos_token_ids, dead_may_end, lookups, allowed)
+    kept = logits[rows[place], tokens]
+    is_open = torch.zeros(len(states), dtype=torch.bool, device=states.device)
+    is_open[place[~kept.isneginf()]] = True
+    logits[rows] = -torch.inf
+    logits[rows[place], tokens] = torch.where(is_open[place], kept, LAST_RESORT[logits.dtype])
+
+
+def trie_bitmask(
+    bitmask: torch.Tensor,
+    rows: torch.Tensor,
+    states: torch.Tensor,
+    begin_token_id: int,
+    eos_token_ids: torch.Tensor,
+    dead_may_end: bool,
+    lookups: Lookups,
+    allowed: FilterTables | None,
+) -> None:
+    """Fill rows int64 [N] of a bitmask int32 [B, W] whose states int64 [N] lie in one trie; see the operation of this
+    name."""
+    free = rows[states == FREE_TEXT]
+    bitmask[free] = -1
+    if begin_token_id >= 0 and _is_used_up(states, lookups, allowed):
+        bitmask[free, begin_token_id // 32] = ~_bit(torch.tensor(begin_token_id, device=states.device))
+    rows, states = rows[states != FREE_TEXT], states[states != FREE_TEXT]
+    place, tokens = _may_follow(states, eos_token_ids, dead_may_end, lookups, allowed)
+    bitmask[rows] = 0
+    bitmask.index_put_((rows[place], tokens // 32), _bit(tokens), accumulate=True)  # sums of distinct bits
+
+
+def _bit(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(tokens, dtype=torch.int32) << (tokens % 32).int()
+
+
+def _is_used_up(states: torch.Tensor, lookups: Lookups, allowed: FilterTables | None) -> bool:
+    """Whether the filter leaves no item."""
+    return not lookups.num_left(states.new_zeros(1), allowed)
+
+
+def _may_follow(
+    states: torch.Tensor,
+    eos_token_ids: torch.Tensor,
+    dead_may_end: bool,
+    lookups: Lookups,
+    allowed: FilterTables | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(place, token)`` of every token that may follow each of the states, none of them in free text."""
     tokens, indptr = lookups.next_tokens(states, allowed)
     counts = indptr.diff()
     is_complete = (states == FINISHED) | _is_leaf(lookups, states)
     may_end = (counts == 0) & (is_complete | dead_may_end)
     place = torch.arange(len(states), device=states.device)
     place = torch.cat([place.repeat_interleave(counts), place[may_end].repeat_interleave(len(eos_token_ids))])
-    tokens = torch.cat([tokens, eos_token_ids.repeat(int(may_end.sum()))])
-    kept = logits[rows[place], tokens]
-    is_open = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-    is_open[place[~kept.isneginf()]] = True
-    logits[rows] = -torch.inf
-    logits[rows[place], tokens] = torch.where(is_open[place], kept, LAST_RESORT[logits.dtype])
+    return place, torch.cat([tokens, eos_token_ids.repeat(int(may_end.sum()))])
 
 
 def continuations(

@@ -19,6 +19,8 @@ from gentrie.tokenization import check_tokenizer, encode_titles, tokenizer_finge
 if TYPE_CHECKING:
     import torch
 
+    from gentrie.device import DeviceTrie
+
 Sequences = Sequence[Sequence[int]] | tuple[npt.NDArray[Any], npt.NDArray[Any]] | npt.NDArray[Any]
 
 _TOKENIZER_KEY = "tokenizer_fingerprint"
@@ -456,6 +458,20 @@ class TokenTrie:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(self.nbytes_by_array.values())
+
+    def to(self, device: torch.device | str, *, items: bool = False) -> DeviceTrie:
+        """The same arrays on a device, for :mod:`gentrie.kernels`; ``items``: the leaf-to-item table too.
+
+        Raises
+        ------
+        ImportError
+            Without torch.
+        torch.OutOfMemoryError
+            Where the device lacks the room; :meth:`gentrie.device.DeviceTrie.estimate_nbytes` says how much it takes.
+        """
+        from gentrie.device import DeviceTrie
+
+        return DeviceTrie(self, device, items=items)
 
     def __repr__(self) -> str:
         return (

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 import triton
+from launched_kernels import launched, modules
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from gentrie.kernels import bear_loss, label_log_probs, topb_threshold, trie_linear
 
 TYPES = {
     torch.float16: "fp16",
@@ -57,11 +56,18 @@ class Compiles:
         print(self.kernel.__name__, len(compiled.asm["cubin"]))
 
 
+MODULES = modules()
+
+
 def replace_kernels() -> None:
-    for module in (bear_loss, label_log_probs, topb_threshold, trie_linear):
-        for name in list(vars(module)):
-            if name.endswith("_kernel"):
-                setattr(module, name, Compiles(getattr(module, name)))
+    for module in MODULES:
+        for name in launched() & vars(module).keys():
+            setattr(module, name, Compiles(getattr(module, name)))
+
+
+def function(name: str) -> Any:
+    """A function or class of ``gentrie.kernels``, in whichever module it is."""
+    return next(getattr(module, name) for module in MODULES if hasattr(module, name))
 
 
 def rows() -> None:
@@ -69,20 +75,20 @@ def rows() -> None:
     logits, vector = torch.empty(4, 131072, dtype=torch.bfloat16), torch.empty(4)
     labels, tau = torch.zeros(4, dtype=torch.int64), torch.ones(())
     csr = (torch.zeros(5, dtype=torch.int64), torch.zeros(8, dtype=torch.int32), labels, tau)
-    topb_threshold.launch_topb_threshold(logits, 10, None, *csr, vector, vector)
-    label_log_probs.launch_log_prob_gradient(logits, labels, labels, *csr, vector, vector, logits)
-    results = bear_loss.BearLosses(vector, vector, vector)
-    bear_loss.launch_bear_loss(
+    function("launch_topb_threshold")(logits, 10, None, *csr, vector, vector)
+    function("launch_log_prob_gradient")(logits, labels, labels, *csr, vector, vector, logits)
+    results = function("BearLosses")(vector, vector, vector)
+    function("launch_bear_loss")(
         logits, labels, labels, *csr, vector, 10, 0.5, 2.0, "regularized", "positive", logits, results
     )
-    bear_loss.launch_scale_rows(logits, labels, vector)
+    function("launch_scale_rows")(logits, labels, vector)
 
 
 def ragged() -> None:
     values, vector = torch.empty(64, dtype=torch.float64), torch.empty(4, dtype=torch.float64)
     labels, indptr = torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
-    topb_threshold.launch_topb_threshold(values, 10, None, indptr, None, None, None, vector, vector)
-    label_log_probs.launch_log_prob_gradient(
+    function("launch_topb_threshold")(values, 10, None, indptr, None, None, None, vector, vector)
+    function("launch_log_prob_gradient")(
         values, labels, None, indptr, None, None, None, vector, vector, torch.empty_like(values)
     )
 
@@ -92,9 +98,9 @@ def linear(dtype: torch.dtype, softcap: float | None) -> None:
     groups, tokens, values = torch.tensor([0, 4]), torch.arange(16, dtype=torch.int32), torch.empty(64)
     shared = (groups, groups * 4, tokens)
     bias = None if softcap is None else torch.empty(128, dtype=dtype)
-    trie_linear.launch_trie_linear(hidden, weight, bias, None, *shared, softcap, 1.0, values)
-    trie_linear.launch_hidden_gradient(values, values, weight, None, *shared, softcap, 1.0, hidden)
-    trie_linear.head_gradient(
+    function("launch_trie_linear")(hidden, weight, bias, None, *shared, softcap, 1.0, values)
+    function("launch_hidden_gradient")(values, values, weight, None, *shared, softcap, 1.0, hidden)
+    function("head_gradient")(
         values, values, hidden, weight, groups[1:], *shared, softcap, 1.0, torch.empty(0 if bias is None else 128)
     )
 

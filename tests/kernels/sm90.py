@@ -1,7 +1,7 @@
 """Compiles kernels for Hopper without a GPU: ``python sm90.py``, in a process without TRITON_INTERPRET.
 
 Each case is a kernel, the types of its arguments (None: not given) and its constants. Prints one line of JSON a case:
-name, bytes of shared memory, bytes of machine code.
+name, kernel, bytes of shared memory, bytes of machine code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gentrie.kernels.beam_step import beam_reduce_kernel, beam_select_kernel, row_parts_kernel
+from gentrie.kernels.trie_bitmask import trie_bitmask_kernel
 from gentrie.kernels.trie_mask import trie_mask_kernel
 from gentrie.kernels.trie_walk import trie_walk_kernel
 
@@ -43,6 +44,10 @@ def cases() -> Iterator[Case]:
         }
         constants = {"BLOCK": 512, "LANES": 128, "EOS": 2}
         yield f"trie_walk_{mode}", trie_walk_kernel, types | TRIE | given, constants, 4
+        types = dict.fromkeys(("num_words", "num_blocks", "begin_token", "num_eos", "num_eos_dead"), "i32")
+        types |= {"bitmask": "*i32", "row_stride": "i64", "word_stride": "i32", "states": "*i64", "eos": "*i64"}
+        constants = {"WORDS": 128, "LANES": 256}
+        yield f"trie_bitmask_{mode}", trie_bitmask_kernel, types | TRIE | given, constants, 4
     for name, kind in LOGITS.items():
         yield from logits_cases(name, {"logits": kind, "row_stride": "i64", "token_stride": "i32", "width": "i32"})
     lists = {"kept_scores": "*fp32", "kept_codes": "*i64", "num_kept": "*i32"}
@@ -91,7 +96,12 @@ def compile_case(case: Case) -> dict[str, Any]:
     signature = {key: types.get(key) or "constexpr" for key in kernel.arg_names}
     source = ASTSource(kernel, signature, {**absent, **constants})
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
-    return {"name": name, "shared": compiled.metadata.shared, "cubin": len(compiled.asm["cubin"])}
+    return {
+        "name": name,
+        "kernel": kernel.__name__,
+        "shared": compiled.metadata.shared,
+        "cubin": len(compiled.asm["cubin"]),
+    }
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import examples
 
 from gentrie import ItemFilter, TokenTrie
-from gentrie.device import DeviceFilter, DeviceTrie, FilterBank, TrieBank
+from gentrie.device import DeviceFilter, DeviceTrie, FilterBank, TrieBank, max_nbytes
 from gentrie.kernels._lookups import TorchLookups
 from gentrie.kernels.tables import tables_of
 from gentrie.kernels.trie_walk import trie_walk
@@ -141,3 +141,32 @@ def test_refusals():
         DeviceTrie([[5, 6]], "cpu")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="item_filter is a list, expected an ItemFilter"):
         DeviceFilter([1], "cpu")  # type: ignore[arg-type]
+
+
+@examples(60)
+@given(st.data())
+def test_no_trie_takes_more_than_was_estimated_before_its_build(data: st.DataObject):
+    trie = data.draw(cases()).trie
+    most = max_nbytes(trie.num_items, trie.max_depth, trie.vocab_size, items=True)
+    taken = DeviceTrie.estimate_nbytes(trie, items=True)
+    assert most.keys() == taken.keys()
+    assert all(taken[name] <= most[name] for name in taken)
+
+
+def test_the_estimate_of_a_catalog_without_shared_beginnings_is_near():
+    rows = np.random.default_rng(0).integers(0, 30_000, (20_000, 12))
+    rows[:, 0] = np.arange(20_000)
+    trie = TokenTrie.from_sequences(rows, vocab_size=30_000)
+    most, taken = max_nbytes(20_000, 12, 30_000), DeviceTrie.estimate_nbytes(trie)
+    assert sum(taken.values()) <= sum(most.values()) < 2 * sum(taken.values())
+    for arguments, message in (((0, 1, 1), "num_items=0"), ((1, 0, 1), "max_length=0"), ((1, 1, 0), "vocab_size=0")):
+        with pytest.raises(ValueError, match=message):
+            max_nbytes(*arguments)
+
+
+def test_a_trie_goes_to_a_device(place: str):
+    trie = trie_of([[5, 6], [7]])
+    resident = trie.to(place, items=True)
+    assert isinstance(resident, DeviceTrie)
+    assert (resident.trie is trie, resident.device.type, "item_ids" in resident.arrays) == (True, place, True)
+    assert "item_ids" not in trie.to(place).arrays

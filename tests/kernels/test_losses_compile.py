@@ -10,16 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-KERNELS = {
-    "bear_loss_kernel",
-    "head_gradient_kernel",
-    "hidden_gradient_kernel",
-    "log_prob_gradient_kernel",
-    "scale_rows_kernel",
-    "topb_threshold_kernel",
-    "trie_linear_kernel",
-}
+from launched_kernels import OF_LOSSES
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -32,13 +23,13 @@ def run(*command: str | Path, **environment: str) -> str:
 def test_sm_90(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     lines = run(Path(__file__).with_name("compile_losses.py"), TRITON_CACHE_DIR=str(tmp_path)).splitlines()
-    assert {line.split()[0] for line in lines} == KERNELS
+    assert {line.split()[0] for line in lines} == OF_LOSSES
 
 
 def test_device_path() -> None:
     pytest.importorskip("triton")
     launched = run(Path(__file__).with_name("device_path.py")).split()
-    assert {name.replace("launch_", "") + "_kernel" for name in launched} == KERNELS
+    assert {name.replace("launch_", "") + "_kernel" for name in launched} == OF_LOSSES
 
 
 def test_without_triton() -> None:

@@ -1,12 +1,10 @@
-"""The operations as torch sees them: schemas, fakes, compilation, CUDA graphs; and kernels compiled without a GPU."""
+"""The operations as torch sees them: schemas, fakes, compilation, CUDA graphs; and modules without Triton."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,14 +152,6 @@ def run_python(code: list[str], **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_kernels_compile_for_hopper():
-    pytest.importorskip("triton")
-    lines = run_python([str(Path(__file__).with_name("sm90.py"))]).splitlines()
-    compiled = [json.loads(line) for line in lines]
-    assert {case["name"].split("_")[0] for case in compiled} == {"trie", "beam", "row"}
-    assert all(case["cubin"] > 0 and case["shared"] <= 48 << 10 for case in compiled)
 
 
 def test_without_triton_everything_imports_and_the_cpu_works():

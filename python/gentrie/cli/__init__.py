@@ -1,4 +1,4 @@
-"""The command line ``gentrie``: build, inspect, verify, diff, demo, bench, collect-env.
+"""The command line ``gentrie``: build, inspect, verify, diff, demo, warmup, bench, collect-env.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 success; 1 the command failed, or found
 what it looks for (``verify``, ``diff``); 2 the command line or its input is wrong.
@@ -18,6 +18,7 @@ from gentrie.cli.demo import demo
 from gentrie.cli.diff import diff
 from gentrie.cli.inspect import inspect
 from gentrie.cli.verify import verify
+from gentrie.cli.warmup import warmup
 
 __all__ = ["app", "main"]
 
@@ -76,6 +77,7 @@ app.command()(inspect)
 app.command()(verify)
 app.command()(diff)
 app.command()(demo)
+app.command()(warmup)
 app.command("collect-env")(collect_env)
 
 _bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run a benchmark.")

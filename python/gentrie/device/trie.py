@@ -83,13 +83,16 @@ class DeviceTrie:
 
     @staticmethod
     def estimate_nbytes(trie: TokenTrie, *, items: bool = False) -> dict[str, int]:
-        """Bytes that each array would take on a device, each up to the next multiple of 64."""
-        return {name: _padded(array.nbytes) for name, array in _host_arrays(trie, items).items()}
+        """Bytes that each array would take on a device, each up to the next multiple of 64.
+
+        :func:`gentrie.device.max_nbytes` bounds them before a trie is built.
+        """
+        return {name: padded(array.nbytes) for name, array in _host_arrays(trie, items).items()}
 
     @property
     def nbytes_by_array(self) -> dict[str, int]:
         """Bytes of each array on the device, padding included."""
-        return {name: _padded(array.nbytes) for name, array in self.arrays.items()}
+        return {name: padded(array.nbytes) for name, array in self.arrays.items()}
 
     @property
     def nbytes(self) -> int:
@@ -191,12 +194,12 @@ def _on_device(host: dict[str, npt.NDArray[Any]], device: torch.device) -> dict[
     borrowed = {name: _borrowed(array) for name, array in host.items()}
     if device.type == "cpu":
         return {name: bytes_.view(_SIGNED[host[name].itemsize]) for name, bytes_ in borrowed.items()}
-    storage = torch.zeros(sum(_padded(array.nbytes) for array in host.values()), dtype=torch.uint8, device=device)
+    storage = torch.zeros(sum(padded(array.nbytes) for array in host.values()), dtype=torch.uint8, device=device)
     arrays, at = {}, 0
     for name, bytes_ in borrowed.items():
         storage[at : at + len(bytes_)].copy_(bytes_)
         arrays[name] = storage[at : at + len(bytes_)].view(_SIGNED[host[name].itemsize])
-        at += _padded(len(bytes_))
+        at += padded(len(bytes_))
     return arrays
 
 
@@ -209,5 +212,6 @@ def _borrowed(array: npt.NDArray[Any]) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
-def _padded(nbytes: int) -> int:
+def padded(nbytes: int) -> int:
+    """Up to the next multiple of what arrays are aligned to."""
     return (nbytes + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
