@@ -6,16 +6,12 @@ the best of each prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from gentrie.bench.gpu._steps import Step
 
 
 @dataclass(frozen=True)
@@ -69,27 +65,47 @@ class StaticIndex:
             states.append(state)
         return torch.tensor(states, device=self.packed.device)
 
-    def step(self, step: Step, prefixes: list[list[int]]) -> tuple[Callable[..., Any], tuple[torch.Tensor, ...]]:
-        """The same step after prefixes of one length: a function that gives best scores, tokens, states and parents of
-        each prompt, and its arguments."""
-        lookup = import_module("static_decoding.decoding_pt").generate_and_apply_logprobs_mask
-        depth, num_beams = len(prefixes[0]), step.num_beams
-        states, prompts = self.states_after(prefixes), len(prefixes) // num_beams
-        num_codes, device = step.logits.shape[1], step.logits.device
 
-        def run(logits: torch.Tensor, states: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            log_probs = logits.log_softmax(-1)
-            if depth == 1:  # the dense level
-                masked = log_probs.masked_fill(~self.dense_mask[states - 1], -torch.inf)
-                values, tokens = masked.topk(num_beams)
-                after = self.dense_states[(states - 1)[:, None], tokens]
-            else:
-                values, tokens, after = lookup(
-                    log_probs, states, self.packed, self.indptr, self.max_branches[depth], num_codes, device
-                )
-            count = values.shape[1]
-            best, at = (scores[:, None] + values).view(prompts, num_beams * count).topk(num_beams)
-            flat = (tokens.reshape(prompts, -1).gather(1, at), after.reshape(prompts, -1).gather(1, at))
-            return best, *flat, at // count
+class StaticStep(torch.nn.Module):
+    """The same step as ours, after prefixes of one length.
 
-        return run, (step.logits, states, step.scores)
+    The tables are buffers, whose addresses stay: a CUDA graph then reads them where they are.
+
+    Parameters
+    ----------
+    index
+        Its index.
+    depth
+        Length of the prefixes, at least 1.
+    num_beams
+        Beams of a prompt.
+    """
+
+    packed: torch.Tensor
+    indptr: torch.Tensor
+    dense_mask: torch.Tensor
+    dense_states: torch.Tensor
+
+    def __init__(self, index: StaticIndex, depth: int, num_beams: int) -> None:
+        super().__init__()
+        for name in ("packed", "indptr", "dense_mask", "dense_states"):
+            self.register_buffer(name, getattr(index, name))
+        self._lookup = import_module("static_decoding.decoding_pt").generate_and_apply_logprobs_mask
+        self._depth, self._num_beams = depth, num_beams
+        self._limit = index.max_branches[depth]
+
+    def forward(self, logits: torch.Tensor, states: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Best scores, tokens, states and parents [prompts, num_beams]."""
+        log_probs = logits.log_softmax(-1)
+        if self._depth == 1:  # the dense level
+            masked = log_probs.masked_fill(~self.dense_mask[states - 1], -torch.inf)
+            values, tokens = masked.topk(self._num_beams)
+            after = self.dense_states[(states - 1)[:, None], tokens]
+        else:
+            values, tokens, after = self._lookup(
+                log_probs, states, self.packed, self.indptr, self._limit, logits.shape[1], logits.device
+            )
+        prompts, count = len(logits) // self._num_beams, values.shape[1]
+        best, at = (scores[:, None] + values).view(prompts, self._num_beams * count).topk(self._num_beams)
+        flat = (tokens.reshape(prompts, -1).gather(1, at), after.reshape(prompts, -1).gather(1, at))
+        return best, *flat, at // count

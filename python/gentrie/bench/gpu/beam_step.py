@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from gentrie.bench.gpu._static import StaticIndex
+from gentrie.bench.gpu._static import StaticIndex, StaticStep
 from gentrie.bench.gpu._steps import Step
 from gentrie.bench.gpu.catalogs import random_ids
 from gentrie.bench.gpu.figures import GpuFigure
@@ -89,8 +89,8 @@ def _after(
     where = f"after {depth} tokens, {len(prefixes) // step.num_beams} x {step.num_beams} beams"
 
     def static(mode: str) -> Callable[[], object]:
-        run, inputs = index().step(step, prefixes)
-        compiled = torch.compile(run, mode=mode)
+        inputs = (step.logits, index().states_after(prefixes), step.scores)
+        compiled = torch.compile(StaticStep(index(), depth, step.num_beams), mode=mode)
         torch.testing.assert_close(compiled(*inputs)[0].cpu(), step.best_scores(), rtol=1e-5, atol=1e-5)
         return lambda: compiled(*inputs)
 

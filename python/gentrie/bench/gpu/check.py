@@ -158,4 +158,4 @@ def _driver() -> str | None:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return (answer.stdout.splitlines() or [None])[0]
+    return answer.stdout.partition("\n")[0].strip() or None

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from gentrie.bench.baselines.dict_trie import DictTrie
@@ -65,18 +64,19 @@ def measure(sizes: Sizes, *, device: str = "cuda", rounds: int = ROUNDS) -> list
     begin, end = vocab_size - 2, vocab_size - 1
     unused = np.setdiff1d(np.arange(vocab_size - 2), trie.vocabulary)
     eos, text = int(unused[0]), unused[1:200]
-    ours = TrieLogitsProcessor(trie, begin_token_id=begin, eos_token_id=eos)
-    processors = {OURS: ours, PUBLISHED: _published(trie, begin, end, eos)}
+    ours: Any = TrieLogitsProcessor(trie, begin_token_id=begin, eos_token_id=eos)
+    published = _published(trie, begin, end, eos)
+    processors = {OURS: ours, PUBLISHED: published}
     prompt = [*np.random.default_rng(0).choice(text, sizes.prompt_tokens - 1).tolist(), begin]
     steps = _inside_generate(sizes, processors, torch.tensor([prompt], device=where), eos)
 
     item = max(some_sequences(trie, 50), key=len)
     ids = torch.tensor([[*prompt, *item[: len(item) // 2]]], device=where)
     scores = torch.randn(1, vocab_size, generator=torch.Generator().manual_seed(0)).to(where)
-    assert torch.equal(ours(ids, scores), processors[PUBLISHED](ids, scores)), "the two processors differ"
+    assert torch.equal(ours(ids, scores), published(ids, scores)), "the two processors differ"
     methods: dict[str, Method] = {
         OURS: captured(lambda: ours(ids, scores), where),
-        PUBLISHED: lambda: processors[PUBLISHED](ids, scores),
+        PUBLISHED: lambda: published(ids, scores),
     }
     on_device = compare(methods, where, rounds=rounds)
     operations, launches = operations_per_call(lambda: ours(ids, scores), where, sizes.profiled)
@@ -109,8 +109,8 @@ def operations_per_call(method: Method, device: torch.device, calls: int) -> tup
             method()
         synchronize(device)
     events = profiled.events() or []
-    ours = sum(event.device_type == DeviceType.CPU and event.name.startswith("gentrie::") for event in events)
-    launches = sum(event.device_type == DeviceType.CUDA for event in events)
+    ours = sum(event.device_type.name == "CPU" and event.name.startswith("gentrie::") for event in events)
+    launches = sum(event.device_type.name == "CUDA" for event in events)
     return ours / calls, launches / calls
 
 

@@ -149,10 +149,10 @@ def _beside_peers(problem: _Problem, case: str, device: torch.device, rounds: in
     returned = sum(leaf.nbytes for leaf in (hidden, head) if leaf.requires_grad)
     extra = {method: extra_peak_bytes(run, device) for method, run in {name: problem.ours, **peers.methods}.items()}
     figures = []
-    for peer, goal in ((f"{LIGER}, {case}", 20), (f"{CUT}, {case}", None)):
-        figures.append(ratio(f"{name}: times as fast as {peer}", taken, peer, name, goal=goal, at_least=True))
-        label, most = f"{name}: extra memory over {peer}", goal and 1 / goal
-        ours, theirs = extra.get(name), extra.get(peer)
+    for other, goal in ((f"{LIGER}, {case}", 20), (f"{CUT}, {case}", None)):
+        figures.append(ratio(f"{name}: times as fast as {other}", taken, other, name, goal=goal, at_least=True))
+        label, most = f"{name}: extra memory over {other}", goal and 1 / goal
+        ours, theirs = extra.get(name), extra.get(other)
         if ours is None or theirs is None:
             figures.append(GpuFigure.missing(label, "times", _UNCOUNTED, goal=most))
             continue
