@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
+from gpu_check_fakes import counts, dies, fails  # noqa: E402
 from gpu_check_sizes import TINY  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
@@ -64,26 +64,12 @@ def test_sizes_are_of_every_benchmark():
     assert SUITE["trie-mask"].cuts() == []
 
 
-def fails(sizes: Any, *, device: str, rounds: int) -> list[GpuFigure]:
-    raise ValueError(f"no luck on {device}")
-
-
-def dies(sizes: Any, *, device: str, rounds: int) -> list[GpuFigure]:
-    import os
-
-    os._exit(3)
-
-
-def counts(sizes: Any, *, device: str, rounds: int) -> list[GpuFigure]:
-    return [GpuFigure.of("rounds", "us", Percentiles.of(range(rounds)), goal=5)]
-
-
 def test_one_failure_does_not_lose_the_others(tmp_path: Path):
-    sizes = TINY["topb-threshold"]
+    sizes = "of no use"
     suite = {"fails": Benchmark(fails, sizes), "dies": Benchmark(dies, sizes), "counts": Benchmark(counts, sizes)}
     found = dict(run_benchmarks(suite, quick=True, rounds=11, device="cpu"))
     assert found["fails"].error is not None
-    assert found["fails"].error.startswith("ValueError: no luck on cpu (test_gpu_check.py:")
+    assert found["fails"].error.startswith("ValueError: no luck on cpu (gpu_check_fakes.py:")
     assert found["dies"].error == "its process died"
     assert found["counts"].error is None
     assert (found["counts"].figures[0].low, found["counts"].figures[0].high) == (2, 8)
@@ -184,7 +170,7 @@ def test_command_writes_what_it_measured(tmp_path: Path):
     names = ["gpu_check-nvidia-none-100-short-counts.png", "gpu_check-nvidia-none-100-short.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     saved = json.loads((tmp_path / names[1]).read_text())
-    assert saved["settings"]["sizes"] == {"counts": {"rows": 1, "vocab_size": 800, "beam_width": 10}}
+    assert saved["settings"]["sizes"] == {"counts": {"rows": 1, "vocab_size": 1100, "beam_width": 10}}
     assert saved["cuts"] == ["counts: rows: 1 instead of 3", "tests: not run", "fails: not run"]
     assert saved["tests"] is None
 

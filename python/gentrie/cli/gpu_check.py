@@ -58,9 +58,8 @@ def gpu_check(
     outcome = None
     if folder is not None:
         outcome = run_tests(folder)
-        console.print(
-            f"tests: {outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped", outcome.tail
-        )
+        counted = f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped"
+        console.print(f"tests: {counted}\n{outcome.tail}".rstrip(), markup=False)
     benchmarks = {}
     with tqdm(total=len(suite), desc="benchmarks") as bar:
         for name, found in run_benchmarks(suite, quick=quick, rounds=rounds):

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gentrie.bench.gpu.figures import GpuFigure
 from gentrie.bench.gpu.gpu_tests import PytestOutcome
-from gentrie.bench.gpu.suite import Benchmark
 from gentrie.bench.harness import circumstances, write_json
+
+if TYPE_CHECKING:
+    from gentrie.bench.gpu.suite import Benchmark
 
 _PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy", "flashinfer-python", "xgrammar")
 
@@ -96,6 +96,8 @@ class Result:
 
 def require_cuda() -> None:
     """Raise OSError where torch sees no CUDA device or kernels would run in Triton's interpreter."""
+    import torch
+
     if not torch.cuda.is_available():
         built = torch.version.cuda or "none"
         raise OSError(f"gpu-check needs a CUDA device, and torch sees none (torch {torch.__version__}, CUDA {built})")
@@ -112,6 +114,8 @@ def machine(device: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     if device.startswith("cuda"):
+        import torch
+
         properties = torch.cuda.get_device_properties(device)
         found["gpu"]["compute_capability"] = f"{properties.major}.{properties.minor}"
         found["gpu"]["multiprocessors"] = properties.multi_processor_count

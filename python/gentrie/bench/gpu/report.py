@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def table(benchmarks: Mapping[str, Outcome], title: str) -> Table:
     """Return every figure with its goal; failed benchmarks with their message."""
+    from rich.markup import escape
     from rich.table import Table
 
     shown = Table(title=title)
@@ -26,9 +27,9 @@ def table(benchmarks: Mapping[str, Outcome], title: str) -> Table:
         shown.add_column(heading, overflow="fold")
     for name, outcome in benchmarks.items():
         if outcome.error is not None:
-            shown.add_row(name, "", "", "", "FAILED", outcome.error)
+            shown.add_row(name, "", "", "", "FAILED", escape(outcome.error))
         for at, figure in enumerate(outcome.figures):
-            shown.add_row("" if at else name, *_row(figure))
+            shown.add_row("" if at else name, *map(escape, _row(figure)))
         shown.add_section()
     return shown
 
