@@ -149,6 +149,15 @@ def test_command_refuses_without_cuda(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_command_refuses_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done = CliRunner().invoke(app, ["gpu-check", "--output", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "unset TRITON_INTERPRET" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command runs on the CPU with one small benchmark."""
