@@ -1,4 +1,4 @@
-"""The command line ``gentrie``: build, inspect, verify, diff, demo, warmup, bench, collect-env.
+"""The command line ``gentrie``: build, inspect, verify, diff, demo, warmup, bench, gpu-check, collect-env.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 success; 1 the command failed, or found
 what it looks for (``verify``, ``diff``); 2 the command line or its input is wrong.
@@ -16,6 +16,7 @@ from gentrie.cli.build import build
 from gentrie.cli.collect_env import collect_env
 from gentrie.cli.demo import demo
 from gentrie.cli.diff import diff
+from gentrie.cli.gpu_check import gpu_check
 from gentrie.cli.inspect import inspect
 from gentrie.cli.verify import verify
 from gentrie.cli.warmup import warmup
@@ -78,6 +79,7 @@ app.command()(verify)
 app.command()(diff)
 app.command()(demo)
 app.command()(warmup)
+app.command("gpu-check")(gpu_check)
 app.command("collect-env")(collect_env)
 
 _bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run a benchmark.")
