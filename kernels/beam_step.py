@@ -252,7 +252,10 @@ def launch_beam_step(
     rows, width = logits.shape
     prompts, device = rows // num_beams, logits.device
     best_scores = torch.empty(prompts, beam_width, dtype=torch.float32, device=device)
-    parents, tokens, next_states = torch.empty(3, prompts, beam_width, dtype=torch.int64, device=device)
+    # An operation's results must not share memory, as parts of one tensor would.
+    parents, tokens, next_states = (
+        torch.empty(prompts, beam_width, dtype=torch.int64, device=device) for _ in range(3)
+    )
     if not rows:
         return best_scores, parents, tokens, next_states
     beam_scores = scores.float().contiguous()
