@@ -1,0 +1,153 @@
+"""What a beam search on a device has chosen at each depth, written there and read by the host at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gentrie.item_filter import ItemFilter, items_of
+from gentrie.trie import TokenTrie
+
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FoundItems:
+    """The complete sequences that a prompt found, best first.
+
+    Attributes
+    ----------
+    sequences
+        Token ids of each, end token included.
+    scores
+        float64 [found]: log-probability, summed in float32, over ``length ** length_penalty``.
+    token_scores
+        For each float64 [tokens], log-probabilities; 0 for forced tokens under ``scope="trie"``.
+    item_ids
+        For each int64 [n], the items that share the sequence, less those that the filter denies.
+    """
+
+    sequences: list[list[int]]
+    scores: Float64Array
+    token_scores: list[Float64Array]
+    item_ids: list[Int64Array]
+
+
+class BeamHistory:
+    """The continuations that were kept at each depth, ``columns`` a prompt, and which of them lived on as beams.
+
+    Which row is written next is counted on the device, so that one captured step serves every depth. Steps behind the
+    last row are written to a spare one.
+
+    Parameters
+    ----------
+    num_prompts, beam_width
+        Prompts, and beams of each.
+    columns
+        Continuations kept at each depth: ``beam_width`` where all of them live on, in their order.
+    max_length
+        Depths.
+    device
+        Where it is.
+
+    Attributes
+    ----------
+    depth
+        int64 [1] on the device: rows written.
+    """
+
+    def __init__(
+        self, num_prompts: int, beam_width: int, columns: int, max_length: int, device: torch.device | str
+    ) -> None:
+        shape = (max_length + 1, num_prompts, columns)
+        self.depth = torch.zeros(1, dtype=torch.int64, device=device)
+        self.max_length, self._columns = max_length, columns
+        self._scores = torch.empty(shape, dtype=torch.float32, device=device)
+        self._tokens, self._parents = torch.empty(2, *shape, dtype=torch.int64, device=device)
+        self._ranks: torch.Tensor | None = None
+        if columns != beam_width:
+            self._ranks = torch.empty(*shape[:2], beam_width, dtype=torch.int64, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        parts = (self._scores, self._tokens, self._parents, self._ranks)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def reset(self) -> None:
+        """Begin again."""
+        self.depth.zero_()
+
+    def write(self, scores: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor) -> None:
+        """Continuations [prompts, columns]: scores, tokens, and the beam that each continues."""
+        self._scores.index_copy_(0, self.depth, scores[None])
+        self._tokens.index_copy_(0, self.depth, tokens[None])
+        self._parents.index_copy_(0, self.depth, parents[None])
+
+    def write_ranks(self, ranks: torch.Tensor) -> None:
+        """int64 [prompts, beam_width], the continuation that became each beam, where not all of them did."""
+        assert self._ranks is not None
+        self._ranks.index_copy_(0, self.depth, ranks[None])
+
+    def advance(self) -> None:
+        """Go on to the next depth."""
+        self.depth.add_(1).clamp_(max=self.max_length)
+
+    def read(self) -> HostHistory:
+        """All rows written so far. Waits for the device."""
+        depth = int(self.depth)
+        ranks = None if self._ranks is None else self._ranks[:depth].cpu().numpy()
+        scores, tokens, parents = (part[:depth].cpu().numpy() for part in (self._scores, self._tokens, self._parents))
+        return HostHistory(scores, tokens, parents, ranks)
+
+
+class HostHistory(NamedTuple):
+    """A :class:`BeamHistory` on the host: float32 and int64 [depths, prompts, columns], ranks [.., beam_width]."""
+
+    scores: npt.NDArray[np.float32]
+    tokens: Int64Array
+    parents: Int64Array
+    ranks: Int64Array | None
+
+    def found(
+        self,
+        prompt: int,
+        ends: list[tuple[int, int]],
+        trie: TokenTrie,
+        item_filter: ItemFilter | None,
+        length_penalty: float,
+        limit: int | None,
+    ) -> FoundItems:
+        """The items that end with the continuations ``ends``, pairs of a depth, counted from 0, and a column."""
+        paths = [self._path(prompt, *end) for end in ends]
+        paths = [path for path in paths if trie.is_leaf(trie.walk(path[0]))]
+        scores = np.array([totals[-1] / len(tokens) ** length_penalty for tokens, totals in paths])
+        best = np.argsort(-scores, kind="stable")[:limit]
+        chosen = None if item_filter is None else item_filter._core
+        sequences = [paths[at][0] for at in best]
+        return FoundItems(
+            sequences=sequences,
+            scores=scores[best],
+            token_scores=[np.diff(paths[at][1], prepend=0.0) for at in best],
+            item_ids=[items_of(trie, chosen, tokens) for tokens in sequences],
+        )
+
+    def num_beams(self, depth: int) -> int:
+        """Beams of all prompts that the step at a depth, counted from 0, left alive."""
+        alive = self.scores[depth] != -np.inf if self.ranks is None else self.ranks[depth] >= 0
+        return int(np.count_nonzero(alive))
+
+    def _path(self, prompt: int, depth: int, column: int) -> tuple[list[int], Float64Array]:
+        """Tokens from the root, and the log-probability of the path that ends with each."""
+        tokens, totals = [], []
+        for at in range(depth, -1, -1):
+            tokens.append(int(self.tokens[at, prompt, column]))
+            totals.append(float(self.scores[at, prompt, column]))
+            beam = int(self.parents[at, prompt, column])
+            column = beam if self.ranks is None or at == 0 else int(self.ranks[at - 1, prompt, beam])
+        return tokens[::-1], np.array(totals[::-1])
