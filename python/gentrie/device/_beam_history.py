@@ -30,12 +30,15 @@ class FoundItems:
         For each float64 [tokens], log-probabilities; 0 for forced tokens under ``scope="trie"``.
     item_ids
         For each int64 [n], the items that share the sequence, less those that the filter denies.
+    num_forced
+        Tokens of them all that were the only choice.
     """
 
     sequences: list[list[int]]
     scores: Float64Array
     token_scores: list[Float64Array]
     item_ids: list[Int64Array]
+    num_forced: int
 
 
 class BeamHistory:
@@ -135,12 +138,13 @@ class HostHistory(NamedTuple):
             scores=scores[best],
             token_scores=[np.diff(paths[at][1], prepend=0.0) for at in best],
             item_ids=[items_of(trie, chosen, tokens) for tokens in sequences],
+            num_forced=_num_forced(trie, item_filter, sequences),
         )
 
-    def num_beams(self, depth: int) -> int:
-        """Beams of all prompts that the step at a depth, counted from 0, left alive."""
-        alive = self.scores[depth] != -np.inf if self.ranks is None else self.ranks[depth] >= 0
-        return int(np.count_nonzero(alive))
+    def num_beams(self) -> list[int]:
+        """Beams of all prompts that each step left alive."""
+        alive = self.scores != -np.inf if self.ranks is None else self.ranks >= 0
+        return [int(count) for count in np.count_nonzero(alive, axis=(1, 2))]
 
     def _path(self, prompt: int, depth: int, column: int) -> tuple[list[int], Float64Array]:
         """Tokens from the root, and the log-probability of the path that ends with each."""
@@ -151,3 +155,15 @@ class HostHistory(NamedTuple):
             beam = int(self.parents[at, prompt, column])
             column = beam if self.ranks is None or at == 0 else int(self.ranks[at - 1, prompt, beam])
         return tokens[::-1], np.array(totals[::-1])
+
+
+def _num_forced(trie: TokenTrie, item_filter: ItemFilter | None, sequences: list[list[int]]) -> int:
+    states = []
+    for tokens in sequences:
+        state = trie.root
+        for token in tokens:
+            states.append(state)
+            state = trie.advance(state, token)
+    places, times = np.unique(np.array(states, dtype=np.int64), return_counts=True)
+    _, indptr = (item_filter or trie).next_tokens_batch(places)
+    return int(times[np.diff(indptr) == 1].sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from gentrie.kernels.tables import COUNTS
 from gentrie.trie import TokenTrie
 
 _NUM_NODES = COUNTS.index("num_nodes")
+_one_length: WeakKeyDictionary[DeviceTrie, bool] = WeakKeyDictionary()
 
 
 class BankRows:
@@ -117,11 +119,13 @@ class Residents:
         return self.trie.max_branching if isinstance(self.trie, TrieBank) else self.trie.trie.max_branching
 
     def has_one_length(self) -> bool:
-        """Whether all sequences are known to have one length; reads the whole catalog, and says no of a bank."""
+        """Whether all sequences are known to have one length; reads a catalog once, and says no of a bank."""
         if isinstance(self.trie, TrieBank):
             return False
-        lengths = np.diff(self.trie.trie.to_sequences()[1])
-        return bool((lengths == lengths[0]).all())
+        if self.trie not in _one_length:
+            lengths = np.diff(self.trie.trie.to_sequences()[1])
+            _one_length[self.trie] = bool((lengths == lengths[0]).all())
+        return _one_length[self.trie]
 
     def choose(self, trie_index: Any, filter_index: Any) -> None:
         """Set the rows that prompts use; None leaves them.

@@ -49,7 +49,7 @@ class DeviceBeamStepper:
     length_penalty, early_stopping
         As in ``generate``.
     max_length
-        Tokens at most; the longest sequence of what is resident by default. Longer sequences are not found.
+        Tokens at most, by default those of the longest sequence that is resident; longer sequences are not found.
     trie_index
         With a bank: the row of each prompt's trie, integers [num_prompts].
     filters, filter_index
@@ -100,8 +100,10 @@ class DeviceBeamStepper:
         self._penalty = float(length_penalty)
         self._residents = Residents(trie, filters, self.num_prompts, self.beam_width, device)
         self.device = self._residents.device
-        longest = self._residents.max_depth if max_length is None else max_length
-        self.max_length = _validate.integer("max_length", longest, 1, 2**31 - 1)
+        longest = self._residents.max_depth
+        self.max_length = _validate.integer("max_length", longest if max_length is None else max_length, 1, 2**31 - 1)
+        if self._residents.trie_rows is None:
+            self.max_length = min(self.max_length, longest)
         self._pool = None
         if not (self._residents.has_one_length() if fixed_length is None else fixed_length):
             self._pool = BeamPool(
@@ -246,10 +248,15 @@ class DeviceBeamStepper:
         if self._pool is not None:
             ends = self._pool.on_host()
         else:
-            last = history.scores[self.max_length - 1 :]
-            ends = [[(len(history.scores) - 1, int(at)) for at in np.flatnonzero(row != -np.inf)] for row in last]
+            last = self.max_length - 1
+            rows = history.scores[last] if len(history.scores) > last else np.empty((self.num_prompts, 0))
+            ends = [[(last, int(at)) for at in np.flatnonzero(row != -np.inf)] for row in rows]
         pairs = self._residents.on_host()
         return [
             history.found(prompt, own, trie, item_filter, self._penalty, limit)
             for prompt, (own, (trie, item_filter)) in enumerate(zip(ends, pairs, strict=True))
         ]
+
+    def num_beams(self) -> list[int]:
+        """Beams of all prompts that each step so far left alive. Waits for the device."""
+        return self._history.read().num_beams()
