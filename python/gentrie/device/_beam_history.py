@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gentrie.item_filter import ItemFilter, items_of
+from gentrie.item_filter import ItemFilter
 from gentrie.trie import TokenTrie
 
 Float64Array = npt.NDArray[np.float64]
@@ -30,15 +30,12 @@ class FoundItems:
         For each float64 [tokens], log-probabilities; 0 for forced tokens under ``scope="trie"``.
     item_ids
         For each int64 [n], the items that share the sequence, less those that the filter denies.
-    num_forced
-        Tokens of them all that were the only choice.
     """
 
     sequences: list[list[int]]
     scores: Float64Array
     token_scores: list[Float64Array]
     item_ids: list[Int64Array]
-    num_forced: int
 
 
 class BeamHistory:
@@ -127,18 +124,19 @@ class HostHistory(NamedTuple):
         limit: int | None,
     ) -> FoundItems:
         """The items that end with the continuations ``ends``, pairs of a depth, counted from 0, and a column."""
-        paths = [self._path(prompt, *end) for end in ends]
-        paths = [path for path in paths if trie.is_leaf(trie.walk(path[0]))]
-        scores = np.array([totals[-1] / len(tokens) ** length_penalty for tokens, totals in paths])
-        best = np.argsort(-scores, kind="stable")[:limit]
-        chosen = None if item_filter is None else item_filter._core
-        sequences = [paths[at][0] for at in best]
+        depths, columns = np.array(ends, dtype=np.int64).reshape(-1, 2).T
+        tokens, totals = self._paths(prompt, depths, columns)
+        states = np.zeros(len(ends), dtype=np.int64)
+        for at, chosen in enumerate(tokens.T):
+            states = np.where(at <= depths, trie.advance_batch(states, chosen), states)
+        scores = totals[np.arange(len(ends)), depths] / (depths + 1.0) ** length_penalty
+        best = [at for at in np.argsort(-scores, kind="stable").tolist() if trie.is_leaf(int(states[at]))][:limit]
+        owner = item_filter or trie
         return FoundItems(
-            sequences=sequences,
+            sequences=[tokens[at, : depths[at] + 1].tolist() for at in best],
             scores=scores[best],
-            token_scores=[np.diff(paths[at][1], prepend=0.0) for at in best],
-            item_ids=[items_of(trie, chosen, tokens) for tokens in sequences],
-            num_forced=_num_forced(trie, item_filter, sequences),
+            token_scores=[np.diff(totals[at, : depths[at] + 1], prepend=0.0) for at in best],
+            item_ids=[owner.items_below(int(states[at])) for at in best],
         )
 
     def num_beams(self) -> list[int]:
@@ -146,24 +144,17 @@ class HostHistory(NamedTuple):
         alive = self.scores != -np.inf if self.ranks is None else self.ranks >= 0
         return [int(count) for count in np.count_nonzero(alive, axis=(1, 2))]
 
-    def _path(self, prompt: int, depth: int, column: int) -> tuple[list[int], Float64Array]:
-        """Tokens from the root, and the log-probability of the path that ends with each."""
-        tokens, totals = [], []
-        for at in range(depth, -1, -1):
-            tokens.append(int(self.tokens[at, prompt, column]))
-            totals.append(float(self.scores[at, prompt, column]))
-            beam = int(self.parents[at, prompt, column])
-            column = beam if self.ranks is None or at == 0 else int(self.ranks[at - 1, prompt, beam])
-        return tokens[::-1], np.array(totals[::-1])
-
-
-def _num_forced(trie: TokenTrie, item_filter: ItemFilter | None, sequences: list[list[int]]) -> int:
-    states = []
-    for tokens in sequences:
-        state = trie.root
-        for token in tokens:
-            states.append(state)
-            state = trie.advance(state, token)
-    places, times = np.unique(np.array(states, dtype=np.int64), return_counts=True)
-    _, indptr = (item_filter or trie).next_tokens_batch(places)
-    return int(times[np.diff(indptr) == 1].sum())
+    def _paths(self, prompt: int, depths: Int64Array, columns: Int64Array) -> tuple[Int64Array, Float64Array]:
+        """Tokens from the root to each end, and the log-probability of the path that ends with each: [ends, deepest],
+        with anything behind an end."""
+        shape = (len(depths), int(depths.max(initial=-1)) + 1)
+        tokens, totals, at_column = np.zeros(shape, dtype=np.int64), np.zeros(shape), columns
+        for at in range(shape[1] - 1, -1, -1):
+            inside = at <= depths
+            own = np.where(inside, at_column, 0)
+            tokens[:, at], totals[:, at] = self.tokens[at, prompt, own], self.scores[at, prompt, own]
+            parents = self.parents[at, prompt, own]
+            if self.ranks is not None and at:
+                parents = self.ranks[at - 1, prompt, np.where(inside, parents, 0)]
+            at_column = np.where(inside, parents, columns)
+        return tokens, totals

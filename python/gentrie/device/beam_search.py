@@ -143,7 +143,23 @@ def _result(stepper: DeviceBeamStepper, wanted: int) -> BeamSearchResult:
             model_calls=1 + len(alive),
             rows=stepper.num_prompts + rows,
             tokens_computed=sum(alive),
-            tokens_forced=sum(items.num_forced for items in found),
+            tokens_forced=sum(
+                _num_forced(items.sequences, *pair)
+                for items, pair in zip(found, stepper._residents.on_host(), strict=True)
+            ),
             padded_slots=rows - sum(alive),
         ),
     )
+
+
+def _num_forced(sequences: list[list[int]], trie: TokenTrie, item_filter: ItemFilter | None) -> int:
+    """Tokens of the sequences that were the only choice."""
+    states = []
+    for tokens in sequences:
+        state = trie.root
+        for token in tokens:
+            states.append(state)
+            state = trie.advance(state, token)
+    places, times = np.unique(np.array(states, dtype=np.int64), return_counts=True)
+    _, indptr = (item_filter or trie).next_tokens_batch(places)
+    return int(times[np.diff(indptr) == 1].sum())
