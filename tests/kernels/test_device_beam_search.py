@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_waits import NoWaits
 
 pytest.importorskip("transformers")
 sys.path.append(str(Path(__file__).parents[1] / "generation"))
@@ -21,9 +22,8 @@ from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
 from tree_models import tree_model
 
 from gentrie import ItemFilter, TokenTrie
-from gentrie.device import DeviceFilter, DeviceTrie, TrieBank
+from gentrie.device import DeviceFilter, DeviceTrie, TrieBank, device_beam_search
 from gentrie.device._lockstep_decoder import LockstepDecoder
-from gentrie.device.beam_search import device_beam_search
 from gentrie.generation import beam_search
 
 TOLERANCE = 1e-4
@@ -128,6 +128,25 @@ def test_keys_and_values_of_prompts_are_held_once() -> None:
     decoder.extend(torch.full((3, 5), 7), torch.zeros(3, 5, dtype=torch.int64))
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert decoder.nbytes == (ids.numel() * per_token, 3 * 5 * 2 * per_token)
+
+
+@pytest.mark.parametrize("scope", ["trie", "vocab"])
+@pytest.mark.parametrize("kind", ["Qwen3", "Gemma2"])
+def test_no_step_of_the_model_looks_at_values(kind: str, scope: str) -> None:
+    ids, mask = padded()
+    decoder = LockstepDecoder(
+        tree_model(kind),
+        ids,
+        mask,
+        beam_width=4,
+        max_length=3,
+        token_ids=torch.arange(4, 40),
+        over_vocab=scope == "vocab",
+    )
+    tokens, parents = torch.full((3, 4), 7), torch.tensor([[0, 0, 1, -1]] * 3)
+    with NoWaits():
+        shapes = [decoder.prompt_logits()[0].shape, *(decoder.extend(tokens, parents)[0].shape for _ in range(2))]
+    assert shapes == [(3, 36), (12, 36), (12, 36)]
 
 
 def test_bad_arguments_are_named() -> None:

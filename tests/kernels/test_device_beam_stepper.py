@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from device_waits import NoWaits
 
 pytest.importorskip("transformers")
 
@@ -112,7 +113,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@examples(40)
+@examples(30)
 @given(st.data())
 def test_items_and_scores_of_the_host_driven_search(data: st.DataObject) -> None:
     options = data.draw(OPTIONS)
@@ -150,7 +151,7 @@ def fixed_ids(draw: st.DrawFn) -> TokenTrie:
     return TokenTrie.from_sequences(draw(st.lists(row, min_size=1, max_size=40)), vocab_size=WIDTH)
 
 
-@examples(30)
+@examples(20)
 @given(st.data())
 def test_ids_of_one_length_take_one_operation_a_step(data: st.DataObject) -> None:
     """The same found with the catalog's columns alone, rows of all beams from the start, and the general steps."""
@@ -178,7 +179,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
-@examples(4)
+@examples(3)
 @given(st.data())
 def test_the_kernels_find_the_same(device: str, data: st.DataObject) -> None:
     trie = data.draw(st.one_of(fixed_ids(), catalogs(min_item_id=0).map(lambda catalog: catalog.build())))
@@ -249,6 +250,35 @@ def test_a_swapped_catalog_while_requests_finish_on_the_former() -> None:
         [[4, 6], [4, 7], [9, 8, 7], [9, 9]],
         [[5, 6], [5, 7], [8, 9]],
     ]
+
+
+@pytest.mark.parametrize("fixed_length", [True, False])
+def test_no_step_looks_at_values(fixed_length: bool) -> None:
+    trie = TokenTrie.from_sequences([[5, 6], [5, 7], [8, 9]], vocab_size=10)
+    bank = TrieBank("cpu", capacity=1)
+    bank.add(DeviceTrie(trie, "cpu"))
+    stepper = DeviceBeamStepper(
+        bank, num_prompts=2, beam_width=2, trie_index=[0, 0], fixed_length=fixed_length, early_stopping="never"
+    )
+    places = [part.data_ptr() for part in (stepper.states, stepper.scores, stepper.tokens, stepper.parents)]
+    with NoWaits():
+        stepper.reset()
+        stepper.step(torch.zeros(2, 10))
+        for _ in range(3):
+            stepper.step(torch.zeros(4, 10))
+        stepper.stay_on(0, 0)
+        done = stepper.is_done
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaits():
+        stepper.result()
+    assert done.all()
+    assert places == [part.data_ptr() for part in (stepper.states, stepper.scores, stepper.tokens, stepper.parents)]
+
+
+def test_gradients_are_not_recorded() -> None:
+    trie = TokenTrie.from_sequences([[5, 6], [5, 7], [8, 9]], vocab_size=10)
+    stepper = DeviceBeamStepper(trie, num_prompts=1, beam_width=2, device="cpu")
+    stepper.step(torch.zeros(1, 10, requires_grad=True))
+    assert not stepper.scores.requires_grad
 
 
 @pytest.mark.parametrize("fixed_length", [True, False])

@@ -68,7 +68,7 @@ class BeamHistory:
         self.depth = torch.zeros(1, dtype=torch.int64, device=device)
         self.max_length, self._columns = max_length, columns
         self._scores = torch.empty(shape, dtype=torch.float32, device=device)
-        self._tokens, self._parents = torch.empty(2, *shape, dtype=torch.int64, device=device)
+        self._chosen = torch.empty(shape[0], 2, *shape[1:], dtype=torch.int64, device=device)
         self._ranks: torch.Tensor | None = None
         if columns != beam_width:
             self._ranks = torch.empty(*shape[:2], beam_width, dtype=torch.int64, device=device)
@@ -76,18 +76,18 @@ class BeamHistory:
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        parts = (self._scores, self._tokens, self._parents, self._ranks)
+        parts = (self._scores, self._chosen, self._ranks)
         return sum(part.nbytes for part in parts if part is not None)
 
     def reset(self) -> None:
         """Begin again."""
         self.depth.zero_()
 
-    def write(self, scores: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor) -> None:
-        """Continuations [prompts, columns]: scores, tokens, and the beam that each continues."""
+    def write(self, scores: torch.Tensor, chosen: torch.Tensor) -> None:
+        """Continuations: scores [prompts, columns], and int64 [2, prompts, columns] their tokens and the beams that
+        they continue."""
         self._scores.index_copy_(0, self.depth, scores[None])
-        self._tokens.index_copy_(0, self.depth, tokens[None])
-        self._parents.index_copy_(0, self.depth, parents[None])
+        self._chosen.index_copy_(0, self.depth, chosen[None])
 
     def write_ranks(self, ranks: torch.Tensor) -> None:
         """int64 [prompts, beam_width], the continuation that became each beam, where not all of them did."""
@@ -102,8 +102,8 @@ class BeamHistory:
         """All rows written so far. Waits for the device."""
         depth = int(self.depth)
         ranks = None if self._ranks is None else self._ranks[:depth].cpu().numpy()
-        scores, tokens, parents = (part[:depth].cpu().numpy() for part in (self._scores, self._tokens, self._parents))
-        return HostHistory(scores, tokens, parents, ranks)
+        scores, chosen = (part[:depth].cpu().numpy() for part in (self._scores, self._chosen))
+        return HostHistory(scores, chosen[:, 0], chosen[:, 1], ranks)
 
 
 class HostHistory(NamedTuple):

@@ -74,7 +74,7 @@ def device_beam_search(
     wanted = _validate.integer("num_return_sequences", wanted, 1, _validate.integer("beam_width", beam_width, 1, 512))
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature} is outside (0, inf)")
-    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or 0 in input_ids.shape:
+    if not _validate.is_tensor(input_ids) or input_ids.ndim != 2 or 0 in input_ids.shape:
         raise ValueError("input_ids must be a tensor [P, T] with at least one token")
     prompts, device = len(input_ids), next(model.parameters()).device
     resident = DeviceTrie(trie, device) if isinstance(trie, TokenTrie) else trie

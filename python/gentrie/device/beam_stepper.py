@@ -112,9 +112,9 @@ class DeviceBeamStepper:
         self._columns = self.beam_width if self._pool is None else self._pool.columns
         shape = self.num_prompts, self.beam_width
         self._history = BeamHistory(*shape, self._columns, self.max_length, self.device)
-        self.states = torch.empty(shape[0] * shape[1], dtype=torch.int64, device=self.device)
         self.scores = torch.empty(shape[0] * shape[1], dtype=torch.float32, device=self.device)
-        self.tokens, self.parents = torch.empty(2, *shape, dtype=torch.int64, device=self.device)
+        self._chosen = torch.empty(3, *shape, dtype=torch.int64, device=self.device)
+        self.tokens, self.parents, self.states = self._chosen[0], self._chosen[1], self._chosen[2].view(-1)
         if trie_index is None and self._residents.trie_rows is not None:
             raise ValueError("trie_index is missing: the bank's row of each prompt")
         self.reset(trie_index=trie_index, filter_index=filter_index)
@@ -128,8 +128,7 @@ class DeviceBeamStepper:
     @property
     def nbytes(self) -> int:
         """Bytes on the device beside tries and filters, most of them the history of the search."""
-        own = (self.states, self.scores, self.tokens, self.parents)
-        return self._history.nbytes + sum(part.nbytes for part in own)
+        return self._history.nbytes + self.scores.nbytes + self._chosen.nbytes
 
     def reset(self, *, trie_index: Any = None, filter_index: Any = None) -> None:
         """Begin a search for other prompts, in the same buffers. Does not wait for the device.
@@ -149,10 +148,8 @@ class DeviceBeamStepper:
         self._history.reset()
         if self._pool is not None:
             self._pool.reset()
-        self.states.fill_(-1).view(self.num_prompts, -1)[:, 0] = 0
+        self._chosen.fill_(-1)[2, :, 0] = 0
         self.scores.fill_(-torch.inf).view(self.num_prompts, -1)[:, 0] = 0.0
-        self.tokens.fill_(-1)
-        self.parents.fill_(-1)
         self._is_fresh = True
 
     def stay_on(self, row: int, former: int) -> None:
@@ -167,6 +164,7 @@ class DeviceBeamStepper:
             raise ValueError("stay_on needs a TrieBank")
         self._residents.trie_rows.replace(row, former)
 
+    @torch.no_grad()
     def step(
         self, logits: torch.Tensor, *, normalizers: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,17 +214,17 @@ class DeviceBeamStepper:
             self._residents.max_branching,
             *self._residents.arguments(of_prompts=one_each),
         )
-        self._history.write(scores, tokens, parents)
-        if self._pool is not None:
-            scores, states, tokens, parents, ranks = self._pool.take(
-                self._history.depth, scores, states, tokens, parents, self._residents.num_nodes()
-            )
-            self._history.write_ranks(ranks)
+        if self._pool is None:
+            torch.stack((tokens, parents, states), out=self._chosen)
+            self._history.write(scores, self._chosen[:2])
+        else:
+            self._history.write(scores, torch.stack((tokens, parents)))
+            live = self._pool.take(self._history.depth, scores, states, tokens, parents, self._residents.num_nodes())
+            self._history.write_ranks(live.ranks)
+            torch.stack((live.tokens, live.parents, live.states), out=self._chosen)
+            scores = live.scores
         self._history.advance()
         self.scores.copy_(scores.flatten())
-        self.states.copy_(states.flatten())
-        self.tokens.copy_(tokens)
-        self.parents.copy_(parents)
         self._is_fresh = False
         return self.tokens, self.parents
 
