@@ -131,11 +131,11 @@ class HostHistory(NamedTuple):
             states = np.where(at <= depths, trie.advance_batch(states, chosen), states)
         scores = totals[np.arange(len(ends)), depths] / (depths + 1.0) ** length_penalty
         best = [at for at in np.argsort(-scores, kind="stable").tolist() if trie.is_leaf(int(states[at]))][:limit]
-        owner = item_filter or trie
+        owner, added, lengths = item_filter or trie, np.diff(totals, axis=1, prepend=0.0), (depths + 1).tolist()
         return FoundItems(
-            sequences=[tokens[at, : depths[at] + 1].tolist() for at in best],
+            sequences=[tokens[at, : lengths[at]].tolist() for at in best],
             scores=scores[best],
-            token_scores=[np.diff(totals[at, : depths[at] + 1], prepend=0.0) for at in best],
+            token_scores=[added[at, : lengths[at]] for at in best],
             item_ids=[owner.items_below(int(states[at])) for at in best],
         )
 

@@ -70,8 +70,6 @@ def device_beam_search(
     ValueError, TypeError
         For values out of range, and models and prompts that are not served.
     """
-    wanted = beam_width if num_return_sequences is None else num_return_sequences
-    wanted = _validate.integer("num_return_sequences", wanted, 1, _validate.integer("beam_width", beam_width, 1, 512))
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature} is outside (0, inf)")
     if not _validate.is_tensor(input_ids) or input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -94,6 +92,8 @@ def device_beam_search(
         filter_index=filter_index,
         fixed_length=fixed_length,
     )
+    wanted = stepper.beam_width if num_return_sequences is None else num_return_sequences
+    wanted = _validate.integer("num_return_sequences", wanted, 1, stepper.beam_width)
     columns = None
     if isinstance(resident, DeviceTrie):
         columns = torch.from_numpy(resident.trie.vocabulary.astype(np.int64)).to(device)

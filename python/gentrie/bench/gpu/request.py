@@ -54,7 +54,8 @@ def measure(
 
     A request is a batch of prompts: from token ids on the device, every prompt encoded anew, to item ids on the host.
     A step is one token of every beam: the model's call and ours. On a GPU a step's parts are timed by events on the
-    stream, without waiting in between, so that time in which the GPU waits for Python counts for the part that waits.
+    stream, without waiting in between, so that time in which the GPU waits for Python counts for the part that waits;
+    beside them stands our part alone, captured in a CUDA graph and replayed over the same number of random logits.
 
     Parameters
     ----------
@@ -82,12 +83,13 @@ def measure(
     trie = TokenTrie.from_semantic_ids(codes, token_ids=(first_code, num_codes), vocab_size=vocab_size)
     resident, model = DeviceTrie(trie, place), _model(shape, vocab_size, place, dtype)
     columns = torch.from_numpy(trie.vocabulary.astype(np.int64)).to(place)
-    runs = {}
+    runs, steppers = {}, {}
     for batch in batches:
         ids = torch.from_numpy(rng.integers(0, first_code, size=(batch, prompt_length))).to(place)
         for width in beams:
             stepper = DeviceBeamStepper(resident, num_prompts=batch, beam_width=width, fixed_length=True)
-            runs[f"batch {batch}, beam {width}"] = partial(_request, model, ids, columns, stepper)
+            name = f"batch {batch}, beam {width}"
+            runs[name], steppers[name] = partial(_request, model, ids, columns, stepper), stepper
     taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
     for turn, name in in_turns(list(runs), rounds + 1):
         one = runs[name]()
@@ -102,6 +104,9 @@ def measure(
             _figure(f"step, {name}", "ms", step, note),
             _figure(f"our share of a step, {name}", "%", 100 * share, note),
         ]
+        if place.type == "cuda":
+            alone = _replayed(steppers[name], len(columns), dtype, rounds)
+            found.append(_figure(f"our part of a step in a CUDA graph, {name}", "us", 1e3 * alone, note))
     return found
 
 
@@ -134,6 +139,27 @@ def _request(
         raise RuntimeError("a request found no item")
     parts = np.array([_between(*pair) for pair in pairwise(marks)]).reshape(-1, 2)
     return elapsed, float(parts.sum(1).mean()), float(parts[:, 1].sum() / parts.sum())
+
+
+def _replayed(stepper: DeviceBeamStepper, width: int, dtype: torch.dtype, rounds: int) -> Any:
+    """Milliseconds of each step behind the first of some searches, [steps], replayed from a CUDA graph."""
+    logits = torch.randn(len(stepper.states), width, device=stepper.device, dtype=dtype)
+    stepper.step(logits)
+    _wait(stepper.device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        stepper.step(logits)
+    taken = []
+    for _ in range(rounds):
+        stepper.reset()
+        stepper.step(logits)
+        marks = [_mark(stepper.device)]
+        for _ in range(stepper.max_length - 1):
+            graph.replay()
+            marks.append(_mark(stepper.device))
+        _wait(stepper.device)
+        taken += [_between(*pair) for pair in pairwise(marks)]
+    return np.array(taken)
 
 
 def _model(shape: Mapping[str, Any], vocab_size: int, device: torch.device, dtype: torch.dtype) -> Model:
