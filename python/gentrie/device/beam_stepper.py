@@ -168,7 +168,7 @@ class DeviceBeamStepper:
     def step(
         self, logits: torch.Tensor, *, normalizers: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take the logits of all beams. Does not wait for the device; steps behind the last find nothing.
+        """Take the logits of all beams. Does not wait for the device; steps behind the last change no result.
 
         Parameters
         ----------
