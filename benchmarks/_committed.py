@@ -26,7 +26,7 @@ OFFICE = {
 
 def committed_rows() -> list[tuple[Figure, str]]:
     """Each figure and the command that measured it."""
-    return [*_published(), *_scaling(), *_table_a2(), *_office()]
+    return [*_published(), *_scaling(), *_table_a2(), *_office(), *_gpu()]
 
 
 def _read(name: str) -> Any:
@@ -77,3 +77,12 @@ def _office() -> Iterator[tuple[Figure, str]]:
         yield minutes, command
         for name, seconds in found["seconds_per_step_on_4_prompts"].items():
             yield Figure.exact(f"training on Office: a step of 4 prompts, {name}", "s", seconds), command
+
+
+def _gpu() -> Iterator[tuple[Figure, str]]:
+    for path in sorted(RESULTS.glob("gpu_check*.json")):
+        for outcome in json.loads(path.read_text())["benchmarks"].values():
+            for figure in outcome["figures"]:
+                del figure["rounds"]
+                if figure["median"] is not None:
+                    yield Figure(**figure), "gentrie gpu-check"

@@ -32,7 +32,9 @@ from gentrie.kernels._trie import (
 )
 from gentrie.kernels._triton import ceil_div, power_of_two, tl, triton
 
-MAX_BEAM_WIDTH = 512
+MAX_BEAM_WIDTH = 1024
+"""Continuations of a prompt that are kept at most: searches of 512 beams keep twice as many."""
+
 _MAX_TILE = 4096
 _MAX_KEYS = 16384
 _COLUMNS = 8192
@@ -378,7 +380,7 @@ def _beam_step(
     scores
         float32 [P * num_beams], log-probabilities so far; -inf: there is no such beam.
     num_beams, beam_width
-        Beams a prompt before, at least 1, and after the step, 1 to 512.
+        Beams a prompt before, at least 1, and after the step, 1 to 1024.
     over_vocab
         Softmax over the whole row of logits; otherwise over the valid tokens, those that the filter leaves.
     normalizers

@@ -63,7 +63,7 @@ def trie_file(tmp_path: Path) -> Path:
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"gentrie {gentrie.__version__}\n"
     text = run("--help").stdout
-    for command in ("build", "inspect", "verify", "diff", "bench", "collect-env"):
+    for command in ("build", "inspect", "verify", "diff", "demo", "warmup", "bench", "gpu-check", "collect-env"):
         assert command in text
         assert run(command, "--help").stdout.startswith("Usage: ")
     assert "table-a2" in run("bench", "--help").stdout

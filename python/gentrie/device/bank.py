@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Generic, TypeVar
 
 import torch
@@ -129,6 +130,14 @@ class TrieBank(_Bank[DeviceTrie]):
     def __init__(self, device: torch.device | str, *, capacity: int = 8, max_branching: int | None = None) -> None:
         super().__init__(device, capacity=capacity)
         self.max_branching = _validate.optional_count("max_branching", max_branching, 2**31 - 1) or 2**31 - 1
+
+    @property
+    def nbytes_by_array(self) -> dict[str, int]:
+        """Bytes of each array, summed over the tries that are resident."""
+        total: Counter[str] = Counter()
+        for entry in {id(entry): entry for entry in self._entries if entry is not None}.values():
+            total.update(entry.nbytes_by_array)
+        return dict(total)
 
     def _check(self, entry: DeviceTrie) -> None:
         super()._check(entry)

@@ -1,0 +1,142 @@
+"""A model that reads one token for each beam of each prompt at a time, without waiting for the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gentrie.generation.tree_attention import Step, tree_attention
+from gentrie.generation.tree_blocks import Block
+from gentrie.generation.tree_decoder import TreeDecoder
+from gentrie.generation.tree_packed import PackedForward
+
+_HEAD_ROWS = 256
+"""Rows of logits over the whole vocabulary that are held at a time beside those of the catalog."""
+
+
+class LockstepDecoder:
+    """Prompts, each encoded once and its keys and values held once, and the tokens of their beams behind them.
+
+    All that a step needs lies on the device and has a shape known beforehand. Keys and values of every token that was
+    read stay where they were written; what a beam attends to is a row of places, gathered from its parent's.
+
+    Parameters
+    ----------
+    model, input_ids, attention_mask
+        As for :class:`gentrie.generation.TreeDecoder`: decoder-only models that call the attention interface.
+    beam_width
+        Beams of each prompt.
+    max_length
+        Steps at most, that is, calls of :meth:`extend` and one.
+    token_ids
+        int64 [tokens] on the model's device: columns of logits; None: the whole vocabulary.
+    over_vocab
+        Whether the columns have to be normalised over the whole vocabulary.
+    temperature
+        Logits are divided by it.
+
+    Attributes
+    ----------
+    num_prompts
+        Prompts.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For prompts that are empty or have holes in their mask, and models that this does not serve.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        beam_width: int,
+        max_length: int,
+        token_ids: torch.Tensor | None,
+        over_vocab: bool,
+        temperature: float = 1.0,
+    ) -> None:
+        self._decoder = TreeDecoder(model, input_ids, attention_mask)
+        forward = self._decoder._forward
+        if not isinstance(forward, PackedForward):
+            raise ValueError(
+                f"{type(model).__name__} does not call the attention interface of transformers in every layer: "
+                "use gentrie.generation.beam_search"
+            )
+        self._forward, device = forward, self._decoder.device
+        self._token_ids, self._over_vocab, self._temperature = token_ids, over_vocab, temperature
+        lengths = torch.from_numpy(self._decoder._slots.prompt_lengths).to(device)
+        self.num_prompts, self._beam_width = len(lengths), beam_width
+        rows = self.num_prompts * beam_width
+        forward._cache.capacity = rows * max(max_length - 1, 1)
+        self._row = torch.arange(rows, device=device)
+        self._prompt = self._row // beam_width
+        self._lengths = lengths
+        self._places = self._row.new_empty(rows, 0)
+        """int64 [rows, steps], where the keys and values of each beam's tokens are stored, its last one's first."""
+
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """Bytes of keys and values: of prompts, and of the beams' tokens."""
+        return self._forward.nbytes
+
+    @torch.no_grad()
+    def prompt_logits(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits [prompts, columns] behind the prompts, and normalisers as :meth:`extend` gives them."""
+        return self._logits(self._decoder.prompt_hidden)
+
+    @torch.no_grad()
+    def extend(self, tokens: torch.Tensor, parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Read one token for each beam; does not wait for the device.
+
+        Parameters
+        ----------
+        tokens, parents
+            int64 [prompts, beam_width]: the token, and the beam of the same prompt that it continues; -1: there is no
+            beam, and what its row of the results holds means nothing.
+
+        Returns
+        -------
+        Logits [prompts * beam_width, columns], and float32 [prompts * beam_width] what normalises them over the whole
+        vocabulary, where the columns are not that and it is wanted.
+        """
+        width, num_fed = self._beam_width, self._places.shape[1]
+        parent = self._prompt * width + parents.flatten().clamp(min=0)
+        slots = self._row + num_fed * len(self._row)
+        self._places = torch.cat([slots[:, None], self._places[parent]], dim=1)
+        positions = self._lengths[self._prompt] + num_fed
+        block = Block(
+            batch=0,
+            prompts=None,
+            row=self._row.view(-1, width),
+            flat=self._row,
+            target=self._row,
+            lengths=self._lengths,
+            positions=positions.view(-1, width),
+        )
+        step = Step(slots, self._places, torch.ones_like(self._places, dtype=torch.bool), [block])
+        with tree_attention(self._forward._configs, self._forward._cache, step):
+            output = self._forward._body(
+                input_ids=tokens.flatten().clamp(min=0)[None],
+                position_ids=positions[None],
+                past_key_values=self._forward._cache,
+                use_cache=True,
+                return_dict=True,
+            )
+        return self._logits(output.last_hidden_state[0])
+
+    def _logits(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not self._over_vocab or self._token_ids is None:
+            return self._tempered(self._decoder.logits(hidden, self._token_ids)), None
+        logits, normalizers = [], []
+        for part in torch.split(hidden, _HEAD_ROWS):
+            whole = self._tempered(self._decoder.logits(part))
+            logits.append(whole[:, self._token_ids])
+            normalizers.append(whole.float().logsumexp(-1))
+        return torch.cat(logits), torch.cat(normalizers)
+
+    def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self._temperature == 1.0 else logits.float() / self._temperature
