@@ -33,12 +33,15 @@ class DependentLines:
     ``missed`` is the mean of those among them that a cache of 32 KiB does not hold.
     """
 
-    mean: float
+    least: int
+    median: int
     most: int
+    mean: float
     missed: float
 
 
 def dependent_lines(program: Path, trie: Path) -> DependentLines:
     """Count what ``cpp/dependent_lines.cc`` counts in a saved trie."""
-    mean, most, missed, *_ = subprocess.run([program, trie], check=True, capture_output=True, text=True).stdout.split()
-    return DependentLines(float(mean), int(most), float(missed))
+    found = subprocess.run([program, trie], check=True, capture_output=True, text=True).stdout.split()
+    least, median, most = map(int, found[:3])
+    return DependentLines(least, median, most, *map(float, found[3:]))

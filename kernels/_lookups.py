@@ -51,10 +51,8 @@ class TorchLookups:
         tables, before = self._tables, self._checked(states)
         target = (before & _TARGET_MASK).clamp(max=tables.num_nodes + tables.num_leaves - 1)
         node = target.clamp(max=tables.num_nodes - 1)
-        edge = _u32(tables.edge_indptr, node)
-        child = 1 + _rank(tables.edge_to_node, edge)
         at_node = target < tables.num_nodes
-        begin = torch.where(at_node, self._first_leaf(node, edge, child), target - tables.num_nodes)
+        begin = torch.where(at_node, _u32(tables.leaf_begin, node), target - tables.num_nodes)
         end = begin + torch.where(at_node, self._leaves_below_node(node), 1)
         left = end - begin if allowed is None else num_allowed(allowed, begin, end)
         return torch.where(before < 0, 0, left)
@@ -97,13 +95,16 @@ class TorchLookups:
     def _follow(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
         tables = self._tables
         child = 1 + _rank(tables.edge_to_node, edges)
-        leaf = self._first_leaf(nodes, edges, child)
+        leaf = self._first_leaf(nodes, edges)
         target = torch.where(_test(tables.edge_to_node, edges), child, tables.num_nodes + leaf)
         return target | self._run_lengths(target) << _REMAINING_SHIFT
 
-    def _first_leaf(self, nodes: torch.Tensor, edges: torch.Tensor, children: torch.Tensor) -> torch.Tensor:
+    def _first_leaf(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        """As ``TrieView::first_leaf``: one leaf an edge before, more below those that lead to nodes."""
         tables = self._tables
-        return (_u32(tables.leaf_base, nodes) + edges + _u32(tables.leaf_prefix, children)) & _LOW_32
+        begin = _u32(tables.edge_indptr, nodes)
+        more = [_u32(tables.leaf_prefix, 1 + _rank(tables.edge_to_node, at)) for at in (begin, edges)]
+        return (_u32(tables.leaf_begin, nodes) + (edges - begin) + (more[1] - more[0])) & _LOW_32
 
     def _leaves_below_node(self, nodes: torch.Tensor) -> torch.Tensor:
         prefix = self._tables.leaf_prefix
@@ -113,7 +114,7 @@ class TorchLookups:
         tables = self._tables
         child = 1 + _rank(tables.edge_to_node, edges)
         to_node = _test(tables.edge_to_node, edges)
-        begin = self._first_leaf(nodes, edges, child)
+        begin = self._first_leaf(nodes, edges)
         below = self._leaves_below_node(torch.where(to_node, child, 0))
         return begin, begin + torch.where(to_node, below, 1)
 

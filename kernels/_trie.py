@@ -27,7 +27,7 @@ VOCABULARY = tl.constexpr(len(COUNTS) + ARRAYS.index("vocabulary"))
 EDGE_INDPTR = tl.constexpr(len(COUNTS) + ARRAYS.index("edge_indptr"))
 EDGE_TOKENS = tl.constexpr(len(COUNTS) + ARRAYS.index("edge_tokens"))
 EDGE_TO_NODE = tl.constexpr(len(COUNTS) + ARRAYS.index("edge_to_node"))
-LEAF_BASE = tl.constexpr(len(COUNTS) + ARRAYS.index("leaf_base"))
+LEAF_BEGIN = tl.constexpr(len(COUNTS) + ARRAYS.index("leaf_begin"))
 LEAF_PREFIX = tl.constexpr(len(COUNTS) + ARRAYS.index("leaf_prefix"))
 RUN_TOKENS = tl.constexpr(len(COUNTS) + ARRAYS.index("run_tokens"))
 RUN_BLOCKS = tl.constexpr(len(COUNTS) + ARRAYS.index("run_blocks"))
@@ -202,8 +202,12 @@ def first_edge_from(trie, begin, end, token, LANES: tl.constexpr):
 @triton.jit
 def first_leaf(trie, node, edge, child, live):
     """First leaf below ``edge`` of ``node``, modulo 2^32; ``child`` is the first node-edge's node from there on."""
-    base = load_u32(array_at(trie, LEAF_BASE, tl.uint32), node + edge * 0, live)
-    return (base + edge + load_u32(array_at(trie, LEAF_PREFIX, tl.uint32), child, live)) & LOW_32
+    begin = edge_begin(trie, node + edge * 0, live)
+    _, first = child_of_edge(trie, begin, live)
+    leaf = load_u32(array_at(trie, LEAF_BEGIN, tl.uint32), node + edge * 0, live) + (edge - begin)
+    prefix = array_at(trie, LEAF_PREFIX, tl.uint32)
+    has_nodes = live & (child != first)
+    return (leaf + load_u32(prefix, child, has_nodes) - load_u32(prefix, first, has_nodes)) & LOW_32
 
 
 @triton.jit
@@ -259,11 +263,8 @@ def leaves_below(trie, state, live):
     num_leaves = count_at(trie, NUM_LEAVES)
     target = target_of(state)
     at_node = live & (target < num_nodes)
-    edge = edge_begin(trie, target, at_node)
-    has_edge = at_node & (edge < count_at(trie, NUM_EDGES))
-    _, child = child_of_edge(trie, edge, has_edge)
-    begin = tl.where(at_node, first_leaf(trie, target, edge, child, has_edge), target - num_nodes)
-    begin = tl.minimum(begin, num_leaves)
+    leaf = load_u32(array_at(trie, LEAF_BEGIN, tl.uint32), target, at_node)
+    begin = tl.minimum(tl.where(at_node, leaf, target - num_nodes), num_leaves)
     count = tl.where(at_node, leaves_below_node(trie, target, at_node), 1)
     return begin, begin + tl.where(live, tl.minimum(count, num_leaves - begin), 0)
 

@@ -38,7 +38,7 @@ ARRAYS = (
     "edge_indptr",
     "edge_tokens",
     "edge_to_node",
-    "leaf_base",
+    "leaf_begin",
     "leaf_prefix",
     "run_tokens",
     "run_blocks",
@@ -93,7 +93,7 @@ class TrieTables:
     edge_indptr: torch.Tensor
     edge_tokens: torch.Tensor
     edge_to_node: torch.Tensor
-    leaf_base: torch.Tensor
+    leaf_begin: torch.Tensor
     leaf_prefix: torch.Tensor
     run_tokens: torch.Tensor
     run_blocks: torch.Tensor

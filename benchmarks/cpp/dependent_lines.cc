@@ -1,5 +1,5 @@
 // Cache lines that wait for each other in one child lookup: dependent_lines FILE prints one line,
-// MEAN MAX MEAN_MISSED NODE_STEPS LEAF_STEPS MEAN_TO_NODE MEAN_TO_LEAF.
+// LEAST MEDIAN MOST MEAN MEAN_MISSED.
 //
 // TrieView::advance() is done again with every read recorded: at which 64-byte line, and after how many other lines
 // that its address was computed from. Branches are predicted and wait for nothing; prefetched lines count from where
@@ -82,7 +82,7 @@ class Lookup {
     const Known edges_known = lines_.read(view_.edge_indptr + node, 8, {});
     const gentrie::EdgeRange range = view_.edges(node);
     prefetch_bits(range.begin, edges_known);
-    const Known base = lines_.read(view_.leaf_base + node, 4, {});
+    const Known first_known = lines_.read(view_.leaf_begin + node, 4, {});
     Known edge_known = edges_known;
     const std::uint32_t edge = find_edge(range, token, &edge_known);
     const Known bits = lines_.read(view_.edge_to_node.words + (edge >> 5), 8, edge_known);
@@ -90,8 +90,16 @@ class Lookup {
     std::uint64_t target = next;
     *known = bits;
     if (!view_.edge_to_node.test(edge)) {
-      target = std::uint64_t{view_.num_nodes} + view_.first_leaf(node, edge, next);
-      *known = later(base, lines_.read(view_.leaf_prefix + next, 4, bits));
+      target = std::uint64_t{view_.num_nodes} + view_.first_leaf(node, range.begin, edge);
+      *known = later(first_known, edge_known);
+      const std::uint32_t first = view_.next_node(range.begin);
+      if (next != first) {
+        const Known first_bits = lines_.read(view_.edge_to_node.words + (range.begin >> 5), 8, edges_known);
+        const std::uint64_t near = std::uint64_t{view_.leaf_begin[node]} + (edge - range.begin) + (next - first);
+        offset(view_.num_nodes + near, later(*known, later(bits, first_bits)));
+        *known = later(*known, lines_.read(view_.leaf_prefix + next, 4, bits));
+        *known = later(*known, lines_.read(view_.leaf_prefix + first, 4, first_bits));
+      }
     }
     *known = later(offset(target, *known), offset(target + 1, *known));
     return TrieView::make_state(target, view_.run_length(target));
@@ -152,13 +160,18 @@ class Lookup {
     const auto at = [&](std::uint32_t place, Known when) {
       return std::make_pair(view_.edge_token_index(range.begin + place), read_token(range.begin + place, when));
     };
-    if (size < kMany) return range.begin + search(0, size, value, known, at);
+    if (size < kMany) {
+      at(0, *known);
+      at(size - 1, *known);
+      return range.begin + search(0, size, value, known, at);
+    }
     std::uint32_t begin = 0, end = size, first = 0;
     std::uint64_t span = view_.num_tokens;
     for (int attempt = 0; attempt < 2; ++attempt) {
       const auto guess = static_cast<std::uint32_t>(std::uint64_t{value - first} * size / span);
       const std::uint32_t low = std::max(guess, kReach) - kReach, high = std::min(guess + kReach, size);
       at(std::min(guess, size - 1), *known);
+      prefetch_bits(range.begin + guess, *known);
       const bool is_before = low > 0 && at(low, *known).first > value;
       const bool is_behind = high < size && at(high, *known).first <= value;
       if (!is_before && !is_behind) return range.begin + search(low, high, value, known, at);
@@ -198,20 +211,19 @@ int main(int argc, char** argv) {
   std::shuffle(lookups.begin(), lookups.end(), random);
   Lines lines;
   Lookup lookup(view, &lines);
-  double sums[2] = {}, counts[2] = {}, misses = 0;
-  std::uint32_t most = 0;
+  std::vector<std::uint32_t> counts;
+  double sum = 0, misses = 0;
   for (const auto& [state, token] : lookups) {
     lines.start();
     Known known;
     const State child = lookup.child(static_cast<std::uint32_t>(TrieView::target_of(state)), token, &known);
     if (child != view.advance(state, token)) return std::fprintf(stderr, "not the child of advance()\n"), 1;
-    const bool is_leaf = TrieView::target_of(child) >= view.num_nodes;
-    sums[is_leaf] += known.lines;
-    counts[is_leaf] += 1;
+    counts.push_back(known.lines);
+    sum += known.lines;
     misses += known.misses;
-    most = std::max(most, known.lines);
   }
+  std::sort(counts.begin(), counts.end());
   const auto count = static_cast<double>(lookups.size());
-  std::printf("%.3f %u %.3f %.0f %.0f %.3f %.3f\n", (sums[0] + sums[1]) / count, most, misses / count, counts[0],
-              counts[1], sums[0] / std::max(counts[0], 1.0), sums[1] / std::max(counts[1], 1.0));
+  std::printf("%u %u %u %.3f %.3f\n", counts.front(), counts[counts.size() / 2], counts.back(), sum / count,
+              misses / count);
 }

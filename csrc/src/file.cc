@@ -253,7 +253,7 @@ class Reader {
     check_array(ArrayId::kEdgeIndptr, {4}, false, nodes + 1);
     check_array(ArrayId::kEdgeTokens, {1, 2, 4}, false, edges);
     check_array(ArrayId::kEdgeToNode, {8}, false, RankedBitmap::num_words(edges));
-    check_array(ArrayId::kLeafBase, {4}, false, nodes);
+    check_array(ArrayId::kLeafBegin, {4}, false, nodes);
     check_array(ArrayId::kLeafPrefix, {4}, false, nodes + 1);
     check_array(ArrayId::kRunTokens, {4}, false,
                 PackedView::num_words(header.num_run_tokens, static_cast<std::uint32_t>(header.run_token_bits)));

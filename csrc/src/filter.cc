@@ -290,12 +290,12 @@ void ItemFilter::append_open_edges(std::uint32_t node, std::vector<Token>* token
   const TrieView& view = trie().view();
   const EdgeRange edges = view.edges(node);
   if (edges.size() == 0) return;
-  std::uint32_t child = view.next_node(edges.begin);
-  std::uint32_t before = rank(std::min(view.first_leaf(node, edges.begin, child), view.num_leaves));
+  std::uint32_t leaf = view.leaf_begin[node], child = view.next_node(edges.begin);
+  std::uint32_t before = rank(std::min(leaf, view.num_leaves));
   for (std::uint32_t edge = edges.begin; edge < edges.end;
        ++edge) {  // one edge's leaves end where the next one's begin
-    child = std::min(child + (view.edge_to_node.test(edge) ? 1 : 0), view.num_nodes);
-    const std::uint32_t after = rank(std::min(view.first_leaf(node, edge + 1, child), view.num_leaves));
+    leaf += view.edge_to_node.test(edge) ? view.leaves_below_node(child++) : 1;
+    const std::uint32_t after = rank(std::min(leaf, view.num_leaves));
     if (after != before) tokens->push_back(view.token_at(view.edge_token_index(edge)));
     before = after;
   }

@@ -102,13 +102,14 @@ class Layout {
     const std::uint64_t num_nodes = header_.num_nodes, num_words = RankedBitmap::num_words(num_edges_);
     auto* indptr = allocate<std::uint32_t>(ArrayId::kEdgeIndptr, num_nodes + 1);
     auto* to_node = allocate<std::uint64_t>(ArrayId::kEdgeToNode, num_words);
-    auto* base = allocate<std::uint32_t>(ArrayId::kLeafBase, num_nodes);
+    auto* leaf_begin = allocate<std::uint32_t>(ArrayId::kLeafBegin, num_nodes);
     auto* prefix = allocate<std::uint32_t>(ArrayId::kLeafPrefix, num_nodes + 1);
     std::uint64_t n = 0;
     for (const Level& level : levels_) {
       for (std::uint64_t i = 0; i < level.nodes.size(); ++i, ++n) {
         const Node& node = level.nodes[i];
         indptr[n] = level.first_edge[i];
+        leaf_begin[n] = node.begin;
         prefix[n + 1] = prefix[n] + (node.end - node.begin - 1);
         if (n > 0) to_node[node.edge >> 5] |= std::uint64_t{1} << (node.edge & 31);
       }
@@ -116,20 +117,9 @@ class Layout {
     indptr[num_nodes] = static_cast<std::uint32_t>(num_edges_);
     RankedBitmap::index(to_node, num_words);
 
-    const RankedBitmap ranked{to_node};
-    std::atomic<std::uint64_t> widest{0};
-    for_each_part([](const Level& level) { return level.nodes.size(); },
-                  [&](std::uint64_t first, const Level& level, std::uint64_t begin, std::uint64_t end) {
-                    std::uint64_t most = 0;
-                    for (std::uint64_t i = begin; i < end; ++i) {
-                      const std::uint64_t node = first + i;
-                      const std::uint32_t edge = indptr[node], child = 1 + ranked.rank(edge);
-                      base[node] = level.nodes[i].begin - edge - prefix[child];
-                      most = std::max<std::uint64_t>(most, indptr[node + 1] - edge);
-                    }
-                    raise_to(&widest, most);
-                  });
-    header_.max_branching = widest;
+    for (n = 0; n < num_nodes; ++n) {
+      header_.max_branching = std::max<std::uint64_t>(header_.max_branching, indptr[n + 1] - indptr[n]);
+    }
     for (Level& level : levels_) free_vector(&level.first_edge);
     memory_.shrink(num_nodes * sizeof(std::uint32_t));
   }

@@ -13,7 +13,7 @@ namespace gentrie {
 
 const char* array_name(ArrayId id) {
   static constexpr const char* kNames[kNumArrays] = {
-      "vocabulary", "edge_indptr", "edge_tokens", "edge_to_node", "leaf_base", "leaf_prefix",
+      "vocabulary", "edge_indptr", "edge_tokens", "edge_to_node", "leaf_begin", "leaf_prefix",
       "run_tokens", "run_blocks",  "run_offsets", "item_indptr",  "item_ids",
   };
   return kNames[static_cast<std::size_t>(id)];
@@ -82,7 +82,7 @@ TrieView make_view(const TrieHeader& header, const ArrayTable& arrays) {
   view.edge_indptr = static_cast<const std::uint32_t*>(at(ArrayId::kEdgeIndptr).data);
   view.edge_tokens = at(ArrayId::kEdgeTokens).data;
   view.edge_to_node.words = static_cast<const std::uint64_t*>(at(ArrayId::kEdgeToNode).data);
-  view.leaf_base = static_cast<const std::uint32_t*>(at(ArrayId::kLeafBase).data);
+  view.leaf_begin = static_cast<const std::uint32_t*>(at(ArrayId::kLeafBegin).data);
   view.leaf_prefix = static_cast<const std::uint32_t*>(at(ArrayId::kLeafPrefix).data);
   view.run_tokens = {static_cast<const std::uint32_t*>(at(ArrayId::kRunTokens).data),
                      static_cast<std::uint32_t>(header.run_token_bits)};
@@ -127,7 +127,7 @@ void Trie::append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const
   std::uint32_t node = 0;
   while (true) {
     const std::uint32_t edge = view_.edge_above(node, leaf);
-    const State state = edge < view_.num_edges ? view_.follow(node, edge) : kOffTrie;
+    const State state = edge < view_.num_edges ? view_.follow(node, view_.edges(node).begin, edge) : kOffTrie;
     if (state == kOffTrie) throw FormatError("the trie's arrays contradict each other; verify the file");
     const std::uint64_t target = TrieView::target_of(state);
     tokens->push_back(view_.token_at(view_.edge_token_index(edge)));

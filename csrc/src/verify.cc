@@ -33,7 +33,8 @@ void check_nodes(const TrieView& view, std::uint32_t begin, std::uint32_t end) {
               "edge_tokens are not ascending within a node");
       require(view.edge_to_node.rank(edge) + 1 == child, "edge_to_node has a wrong rank");
       const LeafRange below = view.leaves_of_edge(node, edge);
-      require(below.begin == leaf && below.size() > 0, "leaf_base and leaf_prefix leave a gap");
+      require(below.begin == leaf && below.size() > 0, "leaf_begin and leaf_prefix leave a gap");
+      require(!view.edge_to_node.test(edge) || view.leaf_begin[child] == leaf, "leaf_begin does not fit the edges");
       leaf = below.end;
       child += view.edge_to_node.test(edge) ? 1 : 0;
     }

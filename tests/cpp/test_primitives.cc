@@ -68,18 +68,19 @@ void test_search(std::uint32_t limit) {
     const std::vector<T> values(distinct.begin(), distinct.end());
     const auto count = static_cast<std::uint32_t>(values.size());
     const auto at = [&](std::uint32_t i) { return values[i]; };
+    const auto on_guess = [&](std::uint32_t guess) { assert(guess < count); };
     std::uint32_t place = 0;
     for (std::uint32_t value = 0; value < limit; ++value) {
       const bool is_there = place < count && values[place] == value;
-      assert(gentrie::find_distinct(values.data(), count, value, limit) == (is_there ? place : count));
+      assert(gentrie::find_distinct(values.data(), count, value, limit, on_guess) == (is_there ? place : count));
       assert(gentrie::find_ascending(0, count, at, static_cast<T>(value), count) == (is_there ? place : count));
       place += is_there ? 1 : 0;
     }
-    assert(gentrie::find_distinct(values.data(), count, limit, limit) == count);
+    assert(gentrie::find_distinct(values.data(), count, limit, limit, on_guess) == count);
     std::vector<T> damaged(values);
     for (T& value : damaged) value = static_cast<T>(random_bits());
     for (std::uint32_t value = 0; value < limit; ++value) {  // whatever it says, it stays inside: the sanitizers watch
-      const std::uint32_t found = gentrie::find_distinct(damaged.data(), count, value, limit);
+      const std::uint32_t found = gentrie::find_distinct(damaged.data(), count, value, limit, on_guess);
       assert(found == count || (found < count && damaged[found] == value));
     }
   }

@@ -21,7 +21,7 @@ enum class ArrayId {
   kEdgeIndptr,
   kEdgeTokens,
   kEdgeToNode,
-  kLeafBase,
+  kLeafBegin,
   kLeafPrefix,
   kRunTokens,
   kRunBlocks,

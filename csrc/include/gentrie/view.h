@@ -56,7 +56,7 @@ struct TrieView {
   const std::uint32_t* edge_indptr = nullptr;  ///< [num_nodes + 1]
   const void* edge_tokens = nullptr;           ///< [num_edges] indices into vocabulary, 1, 2 or 4 bytes
   RankedBitmap edge_to_node;                   ///< [num_edges] 1: leads to a node, 0: to a leaf
-  const std::uint32_t* leaf_base = nullptr;    ///< [num_nodes], see first_leaf
+  const std::uint32_t* leaf_begin = nullptr;   ///< [num_nodes] first leaf below each node
   const std::uint32_t* leaf_prefix = nullptr;  ///< [num_nodes + 1], sum over earlier nodes of (leaves below - 1)
   PackedView run_tokens;                       ///< [num_run_tokens] indices into vocabulary, target after target
   const std::uint64_t* run_blocks = nullptr;   ///< [num_targets / 64 + 1] where each block of targets starts
@@ -142,22 +142,25 @@ struct TrieView {
   /// The node that the first node-edge at or after `edge` leads to.
   std::uint32_t next_node(std::uint32_t edge) const { return std::min(1 + edge_to_node.rank(edge), num_nodes); }
 
-  /// First leaf below `edge` of `node`; edges(node).end gives the end of the last one's. `child` is next_node(edge).
-  /// Earlier edges of the node hold one leaf each, and (leaves below - 1) more if they lead to a node.
-  std::uint32_t first_leaf(std::uint32_t node, std::uint32_t edge, std::uint32_t child) const {
-    return leaf_base[node] + edge + leaf_prefix[child];  // modulo 2^32 throughout
+  /// First leaf below `edge` of `node`, whose edges begin at `begin`; edges(node).end gives the end of the last one's.
+  /// Earlier edges of the node hold one leaf each, and (leaves below - 1) more if they lead to a node, which the last
+  /// levels' seldom do.
+  std::uint32_t first_leaf(std::uint32_t node, std::uint32_t begin, std::uint32_t edge) const {
+    const std::uint32_t leaf = leaf_begin[node] + (edge - begin);  // modulo 2^32 throughout
+    const std::uint32_t first = next_node(begin), child = next_node(edge);
+    return first == child ? leaf : leaf + (leaf_prefix[child] - leaf_prefix[first]);
   }
   LeafRange leaves_of_edge(std::uint32_t node, std::uint32_t edge) const {
-    const std::uint32_t child = next_node(edge);
-    const std::uint32_t begin = first_leaf(node, edge, child);
-    return bounded(begin, edge_to_node.test(edge) ? leaves_below_node(child) : 1);
+    const std::uint32_t below = edge_to_node.test(edge) ? leaves_below_node(next_node(edge)) : 1;
+    return bounded(first_leaf(node, edges(node).begin, edge), below);
   }
   /// The edge of `node` that `leaf` lies below: the last one whose first leaf is not beyond it.
   std::uint32_t edge_above(std::uint32_t node, std::uint32_t leaf) const {
     EdgeRange range = edges(node);
+    const std::uint32_t begin = range.begin;
     while (range.size() > 1) {
       const std::uint32_t middle = range.begin + range.size() / 2;
-      if (first_leaf(node, middle, next_node(middle)) <= leaf) {
+      if (first_leaf(node, begin, middle) <= leaf) {
         range.begin = middle;
       } else {
         range.end = middle;
@@ -169,15 +172,16 @@ struct TrieView {
     return node < num_nodes ? leaf_prefix[node + 1] - leaf_prefix[node] + 1 : 0;
   }
 
-  /// The state after taking `edge` of `node`: its target with the whole run still to write.
-  State follow(std::uint32_t node, std::uint32_t edge) const {
-    const std::uint32_t child = next_node(edge);
+  /// The state after taking `edge` of `node`, whose edges begin at `begin`: its target with the whole run to write.
+  State follow(std::uint32_t node, std::uint32_t begin, std::uint32_t edge) const {
     std::uint64_t target;
     if (edge_to_node.test(edge)) {
-      if (child >= num_nodes) return kOffTrie;
-      target = child;
+      target = next_node(edge);
+      if (target >= num_nodes) return kOffTrie;
     } else {
-      const std::uint32_t leaf = first_leaf(node, edge, child);
+      // Were there two leaves below each edge to a node: near enough to ask for the run before leaf_prefix is there.
+      prefetch_run(num_nodes + std::uint64_t{leaf_begin[node]} + (edge - begin) + (next_node(edge) - next_node(begin)));
+      const std::uint32_t leaf = first_leaf(node, begin, edge);
       if (leaf >= num_leaves) return kOffTrie;
       target = std::uint64_t{num_nodes} + leaf;
     }
@@ -186,9 +190,9 @@ struct TrieView {
 
   /// The state after `token`, or kOffTrie. Free text stays free text. A non-negative `state` must be contained.
   ///
-  /// Cache lines that wait for each other: edge_indptr; edge_tokens around the edge, with edge_to_node and leaf_base
-  /// beside it; run_offsets, with run_blocks beside it. On the way to a leaf leaf_prefix comes between the last two,
-  /// mostly in one of the few lines of the nodes of the last level, which many lookups share.
+  /// Cache lines that wait for each other: edge_indptr; edge_tokens around the edge, with edge_to_node and leaf_begin
+  /// beside it; run_offsets, with run_blocks beside it. Of a leaf that follows edges to nodes leaf_prefix says which it
+  /// is, beside run_offsets at the place where it probably is.
   State advance(State state, Token token) const {
     if (state < 0) return state;
     const std::uint64_t target = target_of(state);
@@ -198,12 +202,12 @@ struct TrieView {
     if (target >= num_nodes) return kOffTrie;  // a complete sequence has no continuation
     const std::uint32_t node = static_cast<std::uint32_t>(target);
     const EdgeRange range = edges(node);
-    // Which edge it will be is not known yet, but few nodes have edges beyond these lines: they come while the tokens
-    // are searched, not after.
+    // Which edge it will be is not known yet, but few nodes have edges beyond these lines, and of wide ones the search
+    // guesses the place: they come while the tokens are searched, not after.
     __builtin_prefetch(edge_to_node.words + (range.begin >> 5));
-    __builtin_prefetch(leaf_base + node);
+    __builtin_prefetch(leaf_begin + node);
     const std::uint32_t edge = find_edge(range, token);
-    return edge == range.end ? kOffTrie : follow(node, edge);
+    return edge == range.end ? kOffTrie : follow(node, range.begin, edge);
   }
 
   /// Follows `tokens` until one leads to a leaf or off the trie. `*used` is how many were valid; the state is kOffTrie
@@ -234,8 +238,7 @@ struct TrieView {
     const std::uint64_t target = target_of(state);
     if (target >= num_nodes) return bounded(static_cast<std::uint32_t>(target - num_nodes), 1);
     const std::uint32_t node = static_cast<std::uint32_t>(target);
-    const std::uint32_t edge = edges(node).begin;
-    return bounded(first_leaf(node, edge, next_node(edge)), leaves_below_node(node));
+    return bounded(leaf_begin[node], leaves_below_node(node));
   }
 
   /// Item entries of one leaf, as a range into item_ids.
@@ -253,6 +256,11 @@ struct TrieView {
   }
 
  private:
+  void prefetch_run(std::uint64_t target) const {
+    __builtin_prefetch(run_blocks + target / kRunBlock);
+    __builtin_prefetch(run_offsets.words + (target * run_offsets.bits >> 5));
+  }
+
   LeafRange bounded(std::uint32_t begin, std::uint32_t count) const {
     begin = std::min(begin, num_leaves);
     return {begin, begin + std::min(count, num_leaves - begin)};
@@ -264,7 +272,10 @@ struct TrieView {
   std::uint32_t find_edge_in(const T* indices, EdgeRange range, Token token) const {
     constexpr std::uint32_t kMany = 512;
     if (range.size() >= kMany || codes.contains(token)) {
-      return range.begin + find_distinct(indices + range.begin, range.size(), index_of(token), num_tokens);
+      const auto on_guess = [this, range](std::uint32_t place) {
+        __builtin_prefetch(edge_to_node.words + ((range.begin + place) >> 5));
+      };
+      return range.begin + find_distinct(indices + range.begin, range.size(), index_of(token), num_tokens, on_guess);
     }
     const auto at = [indices, tokens = vocabulary, last = num_tokens - 1](std::uint32_t edge) {
       return tokens[std::min<std::uint32_t>(indices[edge], last)];

@@ -48,7 +48,7 @@ def max_nbytes(num_items: int, max_length: int, vocab_size: int, *, items: bool 
         "edge_indptr": 4 * (nodes + 1),
         "edge_tokens": edges * (1 if tokens <= 1 << 8 else 2 if tokens <= 1 << 16 else 4),
         "edge_to_node": 8 * (edges // 32 + 1),
-        "leaf_base": 4 * nodes,
+        "leaf_begin": 4 * nodes,
         "leaf_prefix": 4 * (nodes + 1),
         "run_tokens": _packed_nbytes(num_places - leaves, (tokens - 1).bit_length()),
         "run_blocks": 8 * (targets // 64 + 1),
