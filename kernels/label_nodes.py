@@ -8,10 +8,8 @@ import torch
 from gentrie.kernels._lookups import NoTrie, TorchLookups
 from gentrie.kernels._operations import or_torch
 from gentrie.kernels._trie import (
-    NUM_NODES,
     advance,
     checked,
-    count_at,
     descriptor_row,
     is_leaf,
     remaining_of,
@@ -30,7 +28,16 @@ _REMAINING_SHIFT, _TARGET_MASK = 40, (1 << 40) - 1
 
 @triton.jit
 def label_nodes_kernel(
-    labels, given, length, ignore_index, width, descriptors, nodes, states, HAS_STATES: tl.constexpr, LANES: tl.constexpr
+    labels,
+    given,
+    length,
+    ignore_index,
+    width,
+    descriptors,
+    nodes,
+    states,
+    HAS_STATES: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """One row a program. All tensors are int64 [rows, length], contiguous; LANES edges are compared at once."""
     row = tl.program_id(0).to(tl.int64)
