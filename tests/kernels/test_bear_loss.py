@@ -12,15 +12,11 @@ from loss_rows import DTYPES, RowCase, assert_within, row_cases
 
 from gentrie import TokenTrie, training
 from gentrie.kernels import reference_losses
-from gentrie.kernels.bear_loss import (
-    BearLosses,
-    bear_loss,
-    bear_loss_op,
-    launch_bear_loss,
-    launch_scale_rows,
-    scale_rows_op,
-)
-from gentrie.kernels.label_log_probs import label_log_probs, label_log_probs_op, launch_log_prob_gradient
+from gentrie.kernels.bear_loss import bear_loss, bear_loss_op
+from gentrie.kernels.bear_loss_rows import BearLosses, launch_bear_loss
+from gentrie.kernels.label_log_probs import label_log_probs, label_log_probs_op
+from gentrie.kernels.log_prob_gradient import launch_log_prob_gradient
+from gentrie.kernels.scale_rows import launch_scale_rows, scale_rows_op
 from gentrie.training import _device
 
 FORMS = st.sampled_from([("regularized", "positive"), ("regularized", "negative"), ("reweighted", "positive")])

@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 from loss_rows import RowCase, assert_within, row_cases
 
 from gentrie.kernels import reference_losses
-from gentrie.kernels.topb_threshold import (
-    MOST_RANKS,
-    launch_topb_threshold,
-    topb_threshold,
-    topb_threshold_op,
-)
+from gentrie.kernels._scan_rows import MOST_RANKS
+from gentrie.kernels.topb_threshold import launch_topb_threshold, topb_threshold, topb_threshold_op
 
 
 def launched(

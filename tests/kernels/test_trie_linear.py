@@ -13,14 +13,10 @@ from loss_rows import assert_within
 
 from gentrie import TokenTrie, training
 from gentrie.kernels import reference_losses
-from gentrie.kernels.trie_linear import (
-    distinct_slots,
-    head_gradient,
-    launch_hidden_gradient,
-    launch_trie_linear,
-    trie_linear,
-    trie_linear_op,
-)
+from gentrie.kernels.trie_linear import trie_linear, trie_linear_op
+from gentrie.kernels.trie_linear_forward import launch_trie_linear
+from gentrie.kernels.trie_linear_head import distinct_slots, head_gradient
+from gentrie.kernels.trie_linear_hidden import launch_hidden_gradient
 from gentrie.training import _device
 
 PAIRS = [

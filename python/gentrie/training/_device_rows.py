@@ -43,10 +43,11 @@ class ResidentRows:
             # Not the object itself, which keeps the trie by whose end these rows are let go.
             self._tables, self._descriptors = resident.tables, resident.descriptors
         self.num_nodes = len(indptr) - 1
+        self._is_async = device.type == "cuda"
         self.indptr = torch.from_numpy(np.append(indptr, indptr[-1])).to(device)
         self.tokens = torch.from_numpy(tokens).to(device)
         self._faults = torch.zeros(len(_Fault._fields), dtype=torch.int64, device=device)
-        self._seen = torch.zeros(len(_Fault._fields), dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._seen = torch.zeros(len(_Fault._fields), dtype=torch.int64, pin_memory=self._is_async)
         self._copied: Any = None  # the event behind the last copy
 
     @classmethod
@@ -80,13 +81,13 @@ class ResidentRows:
             new = torch.cat([*fault, torch.full_like(first, labels.shape[-1])])
             self._faults.copy_(torch.where(self._faults[:1] > 0, self._faults, new))
         self._seen.copy_(self._faults, non_blocking=True)
-        if wrong.is_cuda and not torch.cuda.is_current_stream_capturing():
+        if self._is_async and not torch.cuda.is_current_stream_capturing():
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def raise_seen(self) -> None:
         """Raise ValueError for what an earlier call found, if the host has heard of it and no graph is captured."""
-        if self._faults.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self._is_async and torch.cuda.is_current_stream_capturing():
             return
         if self._copied is not None and not self._copied.query():
             return
