@@ -84,12 +84,16 @@ def row_cases(draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES) -> RowCase:
 
 
 def assert_within(actual: torch.Tensor, naive: torch.Tensor, truth: torch.Tensor) -> None:
-    """Ours may be as wrong as the naive path in the same dtype, or by a few roundings of the largest result."""
+    """Ours may be as wrong as the naive path in the same dtype, and by roundings of the largest result."""
     truth = truth.detach().double().cpu()
     if not truth.numel():
         assert actual.shape == truth.shape
         return
     actual_error = (actual.detach().double().cpu() - truth).abs().max()
     naive_error = (naive.detach().double().cpu() - truth).abs().max()
-    rounding = torch.finfo(actual.dtype).eps * float(truth.abs().max().clamp(min=1.0))
-    assert actual_error <= naive_error + 4 * rounding
+    # In 16 bits one, of the result: sums are formed in float32. In 32 and 64 bits both sum in the same precision, in
+    # another order, and the naive error is a draw that may be 0 (in float64 it is 0: that path is the truth itself).
+    # Up to 6 were seen then, where a logsumexp is taken from logits several times larger than the result.
+    roundings = 1 if naive.dtype.itemsize == 2 else 8
+    unit_roundoff = torch.finfo(actual.dtype).eps / 2
+    assert actual_error <= naive_error + roundings * unit_roundoff * float(truth.abs().max().clamp(min=1.0))
