@@ -1,8 +1,7 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """BEAR's loss and its gradient from logits, by one read and one write of a row.
 
-BEAR (SIGIR 2026, arXiv 2601.22925, eq. 3.4 and 3.5). One program takes one row: it reads it for the logsumexp and the
-B-th largest logit (:mod:`gentrie.kernels.topb_threshold`), and again, from the L2 cache, to write its gradient.
+BEAR (SIGIR 2026, arXiv 2601.22925, eq. 3.4 and 3.5); :mod:`gentrie.kernels.bear_loss_rows` has the kernel.
 """
 
 from __future__ import annotations
