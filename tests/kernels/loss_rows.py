@@ -27,6 +27,11 @@ class RowCase:
     def sums(self) -> torch.dtype:
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
+    @property
+    def largest(self) -> float:
+        """Of the logits over their temperature."""
+        return float(self.logits.abs().max()) / min(1.0, self.tau or 1.0)
+
     def on(self, device: str) -> dict[str, torch.Tensor | None]:
         """The tensors by name, but logits, labels and weights."""
         tau = None if self.tau is None else torch.tensor(self.tau, dtype=self.sums)
@@ -83,13 +88,20 @@ def row_cases(draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES) -> RowCase:
     return RowCase(logits, rows, labels, indptr, tokens, node, draw(st.sampled_from([None, 0.5, 2.0])), weights)
 
 
-def assert_within(actual: torch.Tensor, naive: torch.Tensor, truth: torch.Tensor) -> None:
-    """Ours may be as wrong as the naive path in the same dtype, or by a few roundings of the largest result."""
+def assert_within(actual: torch.Tensor, naive: torch.Tensor, truth: torch.Tensor, largest: float = 1.0) -> None:
+    """Ours may be as wrong as the naive path in the same dtype, and by a rounding of the largest number there is.
+
+    ``largest`` bounds the numbers that are summed on the way.
+    """
     truth = truth.detach().double().cpu()
     if not truth.numel():
         assert actual.shape == truth.shape
         return
     actual_error = (actual.detach().double().cpu() - truth).abs().max()
     naive_error = (naive.detach().double().cpu() - truth).abs().max()
-    rounding = torch.finfo(actual.dtype).eps * float(truth.abs().max().clamp(min=1.0))
-    assert actual_error <= naive_error + 4 * rounding
+    # In 16 bits one unit roundoff, of the result: sums are formed in float32. In 32 and 64 bits the naive path sums in
+    # the same precision, in another order: its error is a draw that may be 0 (in float64 it is, being the truth
+    # itself), so that ours may err by eight unit roundoffs of what is summed or of the sum.
+    size = max(1.0, float(truth.abs().max()))
+    size = size if naive.dtype.itemsize == 2 else 8 * max(size, largest)
+    assert actual_error <= naive_error + torch.finfo(actual.dtype).eps / 2 * size

@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 from loss_rows import RowCase, assert_within, row_cases
 
 from gentrie.kernels import reference_losses
-from gentrie.kernels.topb_threshold import (
-    MOST_RANKS,
-    launch_topb_threshold,
-    topb_threshold,
-    topb_threshold_op,
-)
+from gentrie.kernels._scan_rows import MOST_RANKS
+from gentrie.kernels.topb_threshold import launch_topb_threshold, topb_threshold, topb_threshold_op
 
 
 def launched(
@@ -43,7 +39,7 @@ def test_kernel(device: str, case: RowCase, beam_width: int) -> None:
     truth, naive = (expected(case, beam_width, dtype) for dtype in (torch.float64, case.sums))
     threshold, total = launched(case.placed(device), beam_width, len(case.labels), *case.on(device).values())
     assert torch.equal(threshold.double(), truth[0])
-    assert_within(total, naive[1], truth[1])
+    assert_within(total, naive[1], truth[1], case.largest)
 
 
 @settings(max_examples=40)
@@ -52,7 +48,7 @@ def test_plain(case: RowCase, beam_width: int) -> None:
     truth, naive = (expected(case, beam_width, dtype) for dtype in (torch.float64, case.sums))
     threshold, total = topb_threshold(case.logits, beam_width, **case.on("cpu"))
     assert torch.equal(threshold.double(), truth[0])
-    assert_within(total, naive[1], truth[1])
+    assert_within(total, naive[1], truth[1], case.largest)
 
 
 WIDTH, LANES = 9000, 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from gentrie import _validate
 from gentrie.training import _arguments, _device
+from gentrie.training._device_rows import DeviceScope, ResidentRows
 from gentrie.training._logits import LogitsSource
 from gentrie.training._moments import first_logits
 from gentrie.training._reduce import LossStats, Reducer, Reduction
@@ -85,7 +87,10 @@ def loss(
         tau=tau,
         ignore_index=ignore_index,
         on_invalid=on_invalid,
+        on_host=return_stats,
     )
+    if isinstance(scope, DeviceScope):
+        reducer = _for_device(reducer, scope, source.dtype)
     with torch.no_grad():  # before the logits may become their gradient
         moments = first_logits(source, scope, catalog) if return_stats and catalog is not None else None
     how = objective.one_pass if isinstance(source, LogitsSource) and source.in_one_pass else None
@@ -98,6 +103,8 @@ def loss(
         scores = source.score(scope, temperature, objective.beam_width)
         losses, weights = objective.losses(scores, scope)
         value, divisor = reducer(losses, scope, weights)
+    if isinstance(scope, DeviceScope):
+        value = scope.refused(value)
     if not return_stats:
         return value
     with torch.no_grad():
@@ -137,7 +144,10 @@ def scored(
         ignore_index=ignore_index,
         on_invalid=on_invalid,
     )
-    return scope, source.score(scope, temperature, objective.beam_width)
+    scores = source.score(scope, temperature, objective.beam_width)
+    if isinstance(scope, DeviceScope):
+        scores = replace(scores, log_prob=scope.refused(scores.log_prob))
+    return scope, scores
 
 
 def looked_up(
@@ -150,20 +160,37 @@ def looked_up(
     tau: object,
     ignore_index: int,
     on_invalid: OnInvalid,
+    on_host: bool = False,
 ) -> tuple[Scope, Tau]:
-    """Look the labels up, and check the temperature."""
+    """Look the labels up, and check the temperature.
+
+    Labels of logits on a device are looked up there, but for filtered catalogs and focal losses, and with ``on_host``.
+    """
     temperature = _arguments.temperature(tau, source.device, source.dtype)
-    rows = LabelRows.of(
-        catalog,
-        labels,
-        states,
-        ignore_index=_validate.integer("ignore_index", ignore_index, -(2**63), 2**63 - 1),
-        width=source.width,
-        on_invalid=_validate.choice("on_invalid", on_invalid, ("error", "ignore")),
-    )
+    ignored = _validate.integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    choice = _validate.choice("on_invalid", on_invalid, ("error", "ignore"))
+    is_whole = catalog is None or catalog.item_filter is None
+    if isinstance(source, LogitsSource) and is_whole and objective.one_pass and not on_host and source.is_taken:
+        resident = ResidentRows.of(None if catalog is None else catalog.trie, source.device)
+        return DeviceScope.at(
+            resident, objective, labels, states, ignore_index=ignored, width=source.width, on_invalid=choice
+        ), temperature
+    rows = LabelRows.of(catalog, labels, states, ignore_index=ignored, width=source.width, on_invalid=choice)
     return Scope.of(rows, objective.restricted(rows), source.device), temperature
 
 
 def restricted_by(scope: str, rows: LabelRows) -> npt.NDArray[np.bool_]:
     """All labels for ``"trie"``, none for ``"vocab"``."""
     return np.full(len(rows.row), scope == "trie")
+
+
+def _for_device(reducer: Reducer, scope: DeviceScope, dtype: torch.dtype) -> Reducer:
+    """The same for labels of which some are not scored: those have weight 0, and the device counts the others."""
+    ones = torch.ones(len(scope), dtype=dtype, device=scope.row.device)
+    given = reducer.weights(scope, ones)
+    weights = torch.where(scope.is_scored, ones if given is None else given, 0.0)
+    counted = {"labels": scope.counts, "branching": scope.is_scored}
+    kind = reducer.normalizer
+    if isinstance(kind, str) and kind in counted:
+        kind = counted[kind].sum().clamp(min=1).to(dtype)
+    return replace(reducer, normalizer=kind, token_weights=weights.reshape(scope.rows.shape), sequence_weights=None)

@@ -1,4 +1,8 @@
-"""Scores and losses of CUDA tensors by :mod:`gentrie.kernels`, without waiting for the device."""
+"""Scores and losses of CUDA tensors by :mod:`gentrie.kernels`, without waiting for the device.
+
+A scope comes from the host (:class:`~gentrie.training._rows.Scope`: the rows that are scored, one after the other) or
+from the device (:class:`~gentrie.training._device_rows.DeviceScope`: all rows, in their places).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from gentrie.training._device_rows import DeviceScope
 from gentrie.training._head import Head
 from gentrie.training._rows import Narrow, Scope
 from gentrie.training._scores import Scores, Tau, sum_dtype
@@ -28,27 +33,36 @@ class OnePass(NamedTuple):
     sign: str = "positive"
 
 
-class _Csr(NamedTuple):
-    """Valid tokens as kernels want them; None where no row is restricted.
+class _Rows(NamedTuple):
+    """Rows of a scope with their valid tokens, by the names that kernels have for them.
 
     Attributes
     ----------
+    labels
+        int64 [n].
+    rows
+        int64 [n], which logits; None: all.
     node
-        int64 [n], of each row of a scope: its place in ``indptr``, -1 for the vocabulary, -2 for free text.
+        int64 [n]: a place in ``indptr``, -1 for the vocabulary, -2 for free text.
     indptr, tokens
-        int64 [M + 1] and [T].
+        int64 [M + 1] and integers [T]; None where no row is restricted.
     """
 
+    labels: torch.Tensor
+    rows: torch.Tensor | None
     node: torch.Tensor
     indptr: torch.Tensor | None
     tokens: torch.Tensor | None
 
     @classmethod
-    def of(cls, scope: Scope) -> _Csr:
-        narrow = scope.narrow
-        node = torch.cat([_nodes(narrow), narrow.row.new_full((len(scope.wide),), -1)])
-        node = torch.cat([node, node.new_full((len(scope.free),), -2)])
-        return cls(node, *((_indptr(narrow), narrow.tokens) if len(narrow) else (None, None)))
+    def of(cls, scope: Scope) -> _Rows:
+        if isinstance(scope, DeviceScope):
+            return cls(scope.wide.label, None, scope.node, scope.resident.indptr, scope.resident.tokens)
+        narrow, wide, free = scope.narrow, scope.wide, scope.free
+        labels = torch.cat([narrow.label, wide.label, free.label])
+        node = torch.cat([_nodes(narrow), narrow.row.new_full((len(wide),), -1)])
+        node = torch.cat([node, node.new_full((len(free),), -2)])
+        return cls(labels, scope.row, node, *((_indptr(narrow), narrow.tokens) if len(narrow) else (None, None)))
 
 
 def takes(tensor: torch.Tensor) -> bool:
@@ -65,17 +79,16 @@ def score_logits(logits: torch.Tensor, scope: Scope, tau: Tau, beam_width: int |
     """Scores from logits [rows, width]: one read, and backward one more and one write."""
     from gentrie.kernels.label_log_probs import label_log_probs
 
-    csr = _Csr.of(scope)
     log_prob, threshold = label_log_probs(
         logits,
-        _labels(scope),
+        **_Rows.of(scope)._asdict(),
         beam_width=beam_width or 0,
-        rows=scope.row,
-        indptr=csr.indptr,
-        tokens=csr.tokens,
-        node=csr.node,
         tau=_tau(tau, logits.device, sum_dtype(logits)),
     )
+    if isinstance(scope, DeviceScope):
+        # Above any label: no objective has anything against one of free text, or one that is not scored.
+        threshold = threshold if beam_width is None else torch.where(scope.in_item, threshold, torch.inf)
+        log_prob = torch.where(scope.is_scored, log_prob, 0.0)
     return Scores(log_prob, None if beam_width is None else threshold[: scope.num_item_rows])
 
 
@@ -85,16 +98,11 @@ def lose_logits(
     """Losses [n] of the scored labels times ``weights``, and the scores outside the graph: one read and one write."""
     from gentrie.kernels.bear_loss import bear_loss
 
-    csr = _Csr.of(scope)
     found = bear_loss(
         logits,
-        _labels(scope),
+        **_Rows.of(scope)._asdict(),
         **how._asdict(),
         weights=weights,
-        rows=scope.row,
-        indptr=csr.indptr,
-        tokens=csr.tokens,
-        node=csr.node,
         tau=_tau(tau, logits.device, sum_dtype(logits)),
         inplace_backward=inplace,
     )
@@ -133,10 +141,6 @@ def without_narrow(scope: Scope) -> Scope:
     """The rows of a scope that are scored over the vocabulary."""
     empty = Narrow(**{name: values[:0] for name, values in vars(scope.narrow).items()})
     return replace(scope, narrow=empty, row=scope.row[len(scope.narrow) :])
-
-
-def _labels(scope: Scope) -> torch.Tensor:
-    return torch.cat([scope.narrow.label, scope.wide.label, scope.free.label])
 
 
 def _nodes(narrow: Narrow) -> torch.Tensor:

@@ -44,13 +44,18 @@ class LogitsSource:
         return sum_dtype(self.logits)
 
     @property
+    def is_taken(self) -> bool:
+        """Whether kernels take the logits."""
+        return _device.takes(self.logits)
+
+    @property
     def in_one_pass(self) -> bool:
         """Whether :meth:`lose` can be called: for a gradient, and in float16 none may underflow before it is scaled."""
         wanted = self.logits.requires_grad and torch.is_grad_enabled() and self.logits.dtype != torch.float16
-        return wanted and _device.takes(self.logits)
+        return wanted and self.is_taken
 
     def score(self, scope: Scope, tau: Tau, beam_width: int | None) -> Scores:
-        if _device.takes(self.logits):
+        if self.is_taken:
             return _device.score_logits(self.logits, scope, tau, beam_width)
         log_prob, threshold = _LogitsScores.apply(  # type: ignore[no-untyped-call]
             self.logits, scope, tau, beam_width, self.inplace

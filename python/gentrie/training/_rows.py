@@ -124,7 +124,7 @@ class LabelRows:
         for i in np.flatnonzero((label < 0) | (label >= width))[:1]:
             raise ValueError(f"labels{_at(row[i], given.shape)}={label[i]} is outside [0, {width})")
         if catalog is None:
-            return cls._free(given.shape, row, label)
+            return cls.free(given.shape, row, label)
         state = _states(catalog.trie, given, states, ignore_index)[row]
         distinct, number = np.unique(state, return_inverse=True)
         first = int(np.searchsorted(distinct, 0))  # -2 and -1 come before
@@ -159,7 +159,8 @@ class LabelRows:
         )
 
     @classmethod
-    def _free(cls, shape: tuple[int, ...], row: Int64Array, label: Int64Array) -> LabelRows:
+    def free(cls, shape: tuple[int, ...], row: Int64Array, label: Int64Array) -> LabelRows:
+        """Labels that are all free text."""
         outside = np.full(len(row), -1, dtype=np.int64)
         nothing = np.zeros(0, dtype=np.int64)
         return cls(
@@ -334,6 +335,8 @@ class Scope:
 
 
 def _to_device(device: torch.device, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
-    """Arrays as int64 tensors, by one transfer."""
-    whole = np.concatenate([array.astype(np.int64, copy=False) for array in arrays])
-    return list(torch.split(torch.from_numpy(whole).to(device), [len(array) for array in arrays]))
+    """Arrays as int64 tensors, by one transfer, for which nothing waits."""
+    whole = torch.from_numpy(np.concatenate([array.astype(np.int64, copy=False) for array in arrays]))
+    if device.type == "cuda":
+        whole = whole.pin_memory()
+    return list(torch.split(whole.to(device, non_blocking=True), [len(array) for array in arrays]))
