@@ -105,8 +105,16 @@ def linear(dtype: torch.dtype, softcap: float | None) -> None:
     )
 
 
+def labels(states: torch.Tensor | None) -> None:
+    """Walked from the first label on, or from the states given."""
+    descriptors = torch.zeros(1, 32, dtype=torch.int64)
+    function("launch_label_nodes")(torch.zeros(4, 16, dtype=torch.int64), states, -100, 131072, descriptors)
+
+
 if __name__ == "__main__":
     replace_kernels()
+    labels(None)
+    labels(torch.zeros(4, 16, dtype=torch.int64))
     rows()
     ragged()
     linear(torch.bfloat16, None)

@@ -18,7 +18,18 @@ from typing import Any
 import torch
 
 from gentrie import TokenTrie, training
-from gentrie.kernels import bear_loss, label_log_probs, topb_threshold, trie_linear
+from gentrie.kernels import (
+    bear_loss,
+    bear_loss_rows,
+    label_nodes,
+    log_prob_gradient,
+    scale_rows,
+    topb_threshold,
+    trie_linear,
+    trie_linear_forward,
+    trie_linear_head,
+    trie_linear_hidden,
+)
 from gentrie.training import _device
 
 TRIE = TokenTrie.from_sequences([[a, b] for a in range(2, 14) for b in range(a, 20, 3)], vocab_size=20)
@@ -31,7 +42,18 @@ OPTIONS: list[dict[str, Any]] = [
     {"sign": "negative", "normalizer": 3.0, "tau": 1.5},
     {"reduction": "none"},
 ]
-MODULES = (bear_loss, label_log_probs, topb_threshold, trie_linear)
+MODULES = (
+    bear_loss,
+    bear_loss_rows,
+    label_nodes,
+    log_prob_gradient,
+    scale_rows,
+    topb_threshold,
+    trie_linear,
+    trie_linear_forward,
+    trie_linear_head,
+    trie_linear_hidden,
+)
 
 
 def losses_and_gradients() -> list[torch.Tensor]:
@@ -50,9 +72,9 @@ def losses_and_gradients() -> list[torch.Tensor]:
 
 
 def counted(launch: Any, name: str, launches: Counter[str]) -> Any:
-    def count(*arguments: Any) -> None:
+    def count(*arguments: Any) -> Any:
         launches[name] += 1
-        launch(*arguments)
+        return launch(*arguments)
 
     return count
 
@@ -66,7 +88,8 @@ def pretend_cuda() -> Counter[str]:
         for name in [name for name in vars(module) if name.startswith("launch_")]:
             setattr(module, name, counted(getattr(module, name), name, launches))
     topb_threshold.topb_threshold_op.register_kernel("cpu")(topb_threshold._topb_threshold_cuda)
-    label_log_probs._gradient_op.register_kernel("cpu")(label_log_probs._cuda_gradient)
+    log_prob_gradient.log_prob_gradient_op.register_kernel("cpu")(log_prob_gradient._cuda_gradient)
+    label_nodes.label_nodes.register_kernel("cpu")(label_nodes.launch_label_nodes)
     _device.takes = lambda tensor: True
     torch.Tensor.is_cuda = property(lambda tensor: True)
     return launches

@@ -14,6 +14,7 @@ OF_LOSSES = {
     "bear_loss_kernel",
     "head_gradient_kernel",
     "hidden_gradient_kernel",
+    "label_nodes_kernel",
     "log_prob_gradient_kernel",
     "scale_rows_kernel",
     "topb_threshold_kernel",

@@ -30,6 +30,7 @@ from gentrie.kernels._operations import or_torch
 from gentrie.kernels.beam_step import _beam_step, beam_step
 from gentrie.kernels.bear_loss import bear_loss
 from gentrie.kernels.label_log_probs import label_log_probs
+from gentrie.kernels.label_nodes import label_nodes
 from gentrie.kernels.tables import make_descriptors
 from gentrie.kernels.topb_threshold import topb_threshold
 from gentrie.kernels.trie_bitmask import _trie_bitmask, trie_bitmask
@@ -172,7 +173,15 @@ def served(device: str) -> list[torch.Tensor]:
     mask = torch.zeros(4, 2, dtype=torch.int32, device=device)
     fill_bitmask(mask, states, resident, eos_token_ids=eos)
     trie_mask(closed, states, -1, eos, True, *tries)
-    return [masked, closed, states, mask, *beam_step(logits, states, logits[:, 0], 2, 3, True, None, False, 0, *tries)]
+    nodes = label_nodes(ids, None, 3, 40, resident.descriptors)
+    return [
+        masked,
+        closed,
+        states,
+        mask,
+        *nodes,
+        *beam_step(logits, states, logits[:, 0], 2, 3, True, None, False, 0, *tries),
+    ]
 
 
 def lost(device: str) -> list[torch.Tensor]:

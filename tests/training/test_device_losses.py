@@ -22,6 +22,9 @@ from gentrie.training import (
     _device,
     _device_rows,
     bear_loss,
+    linear_bear_loss,
+    linear_masked_softmax_loss,
+    linear_sft_loss,
     masked_softmax_loss,
     sequence_logprobs,
     sft_loss,
@@ -274,3 +277,36 @@ def test_in_a_cuda_graph(name: str) -> None:
         expected = LOSSES[name](leaf, rows, found)
         torch.testing.assert_close(loss.detach().cpu(), expected.detach())
         torch.testing.assert_close(logits.grad.cpu(), *gradients(expected, leaf))
+
+
+HEAD_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "bear": lambda *given, states: linear_bear_loss(*given, trie=TRIE, states=states, beam_width=2),
+    "vocab": lambda *given, states: linear_bear_loss(*given, trie=TRIE, scope="vocab", tau=0.5),
+    "msl": lambda *given, states: linear_masked_softmax_loss(*given, trie=TRIE, states=states),
+    "sft": lambda *given, states: linear_sft_loss(*given),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", HEAD_LOSSES)
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_nothing_waits_for_labels_on_the_host(name: str, is_frozen: bool) -> None:
+    """From hidden states labels are looked up on the host, from where they need not be waited for."""
+    states = TRIE.token_states(torch.where(RIGHT < 0, -1, RIGHT))
+    numbers = torch.randn(2, 3, 16), torch.randn(9, 16)
+    found = []
+    for device in ("cpu", "cuda"):
+        hidden, head = (number.to(device, copy=True).requires_grad_() for number in numbers)
+        head.requires_grad_(not is_frozen)
+        HEAD_LOSSES[name](hidden, head, RIGHT, states=states).backward()  # compiles
+        hidden.grad = head.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss = HEAD_LOSSES[name](hidden, head, RIGHT, states=states)
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append([loss.detach().cpu(), hidden.grad.cpu(), *([] if is_frozen else [head.grad.cpu()])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -71,6 +71,7 @@ def loss(
     """The loss, and its statistics on request."""
     reducer = Reducer.of(
         labels,
+        source.device,
         source.dtype,
         reduction=reduction,
         normalizer=normalizer,

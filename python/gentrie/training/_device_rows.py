@@ -173,7 +173,8 @@ class DeviceScope(Scope):
         from gentrie.kernels.label_nodes import FORCED, FREE, INVALID
 
         resident.raise_seen()
-        table = labels.long().reshape(-1, max(1, labels.shape[-1])).contiguous()
+        labels = labels.to(resident.indptr.device, torch.int64, non_blocking=True)
+        table = labels.reshape(-1, max(1, labels.shape[-1])).contiguous()
         given = None if states is None else _given_states(states, labels).reshape(table.shape).contiguous()
         nodes, found = resident.look_up(table, given, ignore_index, width)
         label, nodes = table.reshape(-1), nodes.reshape(-1)

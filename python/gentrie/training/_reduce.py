@@ -80,6 +80,7 @@ class Reducer:
     def of(
         cls,
         labels: torch.Tensor,
+        device: torch.device,
         dtype: torch.dtype,
         *,
         reduction: Reduction,
@@ -88,11 +89,10 @@ class Reducer:
         token_weights: torch.Tensor | None,
         sequence_weights: torch.Tensor | None,
     ) -> Reducer:
-        """Check; ``published`` is what a normalizer of None stands for."""
+        """Check; ``device`` is where losses are, ``published`` what a normalizer of None stands for."""
         _validate.choice("reduction", reduction, ("mean", "sum", "none"))
         if normalizer is not None and reduction != "mean":
             raise ValueError(f"normalizer={normalizer!r} has no use with reduction={reduction!r}")
-        device = labels.device
         return cls(
             reduction,
             _arguments.normalizer(

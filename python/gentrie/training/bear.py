@@ -120,13 +120,19 @@ def bear_loss(
 
     Nothing is shifted: ``logits[i]`` predict ``labels[i]``, which is chosen from ``states[i]``.
 
+    CUDA logits are scored by Triton kernels, and their labels looked up on the device: nothing waits for it after the
+    first call for a trie, which copies that there, and a captured CUDA graph reads the labels and states that are in
+    place when it is replayed. A label that is not valid then makes the loss nan, with a gradient of 0 from there, and
+    the next call for this trie raises. ``item_filter``, ``return_stats`` and focal losses look labels up on the host,
+    which waits for labels that lie on the device.
+
     Parameters
     ----------
     logits
         [..., V], V at least the trie's vocabulary; float16, bfloat16, float32 or float64. Sums are formed in float32
         (float64 for float64).
     labels
-        Integers [...].
+        Integers [...], where the logits are or on the CPU.
     trie
         The catalog.
     states
@@ -233,6 +239,10 @@ def linear_bear_loss(
 
     Equals ``bear_loss(logits, ...)`` with ``logits = cap(logit_scale * (hidden @ lm_head_weight.T + lm_head_bias))``,
     ``cap(x) = logit_softcap * tanh(x / logit_softcap)``: valid rows of the head only, in blocks.
+
+    Which rows of the head are needed depends on the labels, so that these are looked up on the host, and errors raised
+    at once. On CUDA nothing waits for the device where ``labels`` and ``states`` are on the CPU, as collators make
+    them; what lies on the device is copied back, which waits.
 
     Parameters
     ----------

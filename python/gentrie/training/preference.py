@@ -188,7 +188,7 @@ def _sdpo(
     reference = _arguments.weights("reference_logprobs", reference_logprobs, tuple(labels.shape[:2]), source.device)
     if reference is None:
         raise TypeError("reference_logprobs is None, expected a torch.Tensor")
-    present = _present(labels, ignore_index)
+    present = _present(labels, ignore_index).to(source.device)
     scope, scores = _compute.scored(
         source, labels, catalog, objective, states=states, tau=tau, ignore_index=ignore_index, on_invalid=on_invalid
     )
