@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from catalog_strategies import catalogs
+from compiled_models import WAYS, compiled, still_compiled
 from custom_arguments import custom
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -366,13 +367,23 @@ def test_models_and_caches_that_cannot_be_served_are_refused() -> None:
         ours(scripted, TRIE, ids, mask, {})
 
 
-def test_a_compiled_model_runs_with_one_warning() -> None:
-    ids, mask = prompts(1)
-    compiled: Any = torch.compile(tiny_model("llama"))
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_model_runs_with_one_warning(way: str) -> None:
+    """Whichever way it is compiled and called; and it stays compiled."""
+    ids, mask = prompts(2)
+    model = compiled(tiny_model("llama"), way)
+    arguments = {"attention_mask": mask, "logits_processor": talkative(), **SETTINGS}
+    expected = ours(tiny_model("llama"), TRIE, ids, mask, {}).sequences
     with pytest.warns(UserWarning, match="the compiled model runs uncompiled") as warned:
-        output = ours(compiled, TRIE, ids, mask, {})
+        output = ours(model, TRIE, ids, mask, {})
     assert sum("uncompiled" in str(entry.message) for entry in warned) == 1
-    assert torch.equal(output.sequences, ours(tiny_model("llama"), TRIE, ids, mask, {}).sequences)
+    assert torch.equal(output.sequences, expected)
+    assert still_compiled(model, ids)
+    if way != "wrapper":  # whose `generate` is that of the model inside
+        with pytest.warns(UserWarning, match="the compiled model runs uncompiled") as warned:
+            through = model.generate(ids, **custom(generate_with_items, trie=TRIE, begin_token_id=BEGIN), **arguments)
+        assert sum("uncompiled" in str(entry.message) for entry in warned) == 1
+        assert torch.equal(through, expected)
 
 
 def test_nothing_but_items_in_long_samples() -> None:

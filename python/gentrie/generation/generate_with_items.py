@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from gentrie.generation._compiled import uncompiled
+from gentrie.generation._compiled import Uncompiled
 from gentrie.generation._generate_arguments import (
     check_settings,
     embedded_prompts,
@@ -135,7 +135,7 @@ def generate_with_items(
     if not hasattr(generation_config, "_pad_token_tensor"):  # not prepared by `generate`: go through it
         if kwargs.pop("synced_gpus", None):
             raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")
-        model = uncompiled(model, stacklevel=2)
+        uncompiled = Uncompiled(model, stacklevel=2)
         if streamer is not None and input_ids is not None:
             streamer.put(input_ids.cpu())
         own = {
@@ -151,14 +151,15 @@ def generate_with_items(
         def prepared(*arguments: Any, **given: Any) -> Any:
             return generate_with_items(*arguments, **{**given, **own})
 
-        return model.generate(  # type: ignore[operator]
-            input_ids,
-            generation_config=generation_config,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            custom_generate=prepared,
-            **{"return_dict_in_generate": True, **kwargs},
-        )
+        with uncompiled as plain_model:
+            return plain_model.generate(
+                input_ids,
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                custom_generate=prepared,
+                **{"return_dict_in_generate": True, **kwargs},
+            )
     assert input_ids is not None
     assert generation_config is not None
     criteria, processors = stopping_criteria or StoppingCriteriaList(), logits_processor or LogitsProcessorList()
@@ -184,7 +185,8 @@ def generate_with_items(
         _Histories(input_ids, criteria, streamer),
         begin_token_id,
     )
-    decoder.run(prompts, embedded_prompts(kwargs))
+    with Uncompiled(model, stacklevel=2):
+        decoder.run(prompts, embedded_prompts(kwargs))
     if streamer is not None:
         streamer.end()
     sequences = decoder.histories.sequences(generation_config)
