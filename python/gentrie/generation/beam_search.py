@@ -68,8 +68,9 @@ def beam_search(
     item_filter
         Items that may be given, as in :class:`TrieLogitsProcessor`; also one a prompt.
     item_scores, alpha
-        D3 (EMNLP 2024): real numbers [P, items], not negative, column i for item id i, and a weight in [0, 1]. A token
-        scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed tokens.
+        D3 (EMNLP 2024, arXiv 2406.14900): real numbers [P, items], not negative, column i for item id i, and a
+        weight in [0, 1]. A token scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores
+        below the allowed tokens.
     lookahead_scores
         PAG (SIGIR 2024, arXiv 2404.14600, eq. 6): real numbers [P, items], such as the scores of simultaneous decoding
         (eq. 5). A prefix scores ``log p(prefix) + max(score(item) for allowed items below prefix)``.

@@ -114,9 +114,9 @@ class BeamStepper:
         item_filter
             Items that may be given, as in :class:`TrieLogitsProcessor`.
         item_scores, alpha
-            D3 (EMNLP 2024): real numbers [items], not negative, column i for item id i, and a weight in [0, 1]. A token
-            scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed
-            tokens. The paper's ``length_penalty`` is 0.
+            D3 (EMNLP 2024, arXiv 2406.14900): real numbers [items], not negative, column i for item id i, and a
+            weight in [0, 1]. A token scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item
+            scores below the allowed tokens. The paper's ``length_penalty`` is 0.
         lookahead_scores
             PAG (SIGIR 2024, arXiv 2404.14600, eq. 6): real numbers [items]. A prefix scores ``log p(prefix) +
             max(score(item) for allowed items below prefix)``.
