@@ -64,11 +64,19 @@ class TextWithItems:
         For each row its complete items in order, each as the int64 ids of the allowed items that share its title.
     stats
         What the call cost.
+    token_scores
+        Under ``output_scores=True``, for each row float64 [tokens of its response]: log-probability of each token under
+        the distribution it was taken from, processors and catalog included; 0 for forced tokens. None otherwise.
+    item_log_probs
+        Under ``output_scores=True``, for each row float64 [its items]: the sum of ``token_scores`` over each item's
+        tokens in the response, end token included and begin token left out. None otherwise.
     """
 
     sequences: torch.Tensor
     items: list[list[npt.NDArray[np.int64]]]
     stats: TextStats
+    token_scores: list[npt.NDArray[np.float64]] | None = None
+    item_log_probs: list[npt.NDArray[np.float64]] | None = None
 
 
 def generate_with_items(
@@ -122,12 +130,13 @@ def generate_with_items(
     streamer
         A streamer of ``transformers``, for one row; it gets every token by itself, forced ones too.
     **kwargs
-        As for ``generate``: ``attention_mask``, ``max_new_tokens``, ``do_sample``, ``eos_token_id``, ...
+        As for ``generate``: ``attention_mask``, ``max_new_tokens``, ``do_sample``, ``eos_token_id``, ...;
+        ``output_scores`` asks for the log-probabilities of :class:`TextWithItems`.
 
     Raises
     ------
     ValueError, TypeError
-        For what :class:`TrieLogitsProcessor` refuses; for settings that need every step (scores, attentions, hidden
+        For what :class:`TrieLogitsProcessor` refuses; for settings that need every step (logits, attentions, hidden
         states, guidance, watermarks), other searches than greedy and sampling, other caches than the dynamic one,
         recurrent and encoder-decoder models; a prompt that ends inside an item outside the catalog; a template that
         asks for more items than are left.
@@ -178,10 +187,11 @@ def generate_with_items(
         ItemRow(number, *matcher, trie, prompt, begin_token_id, eos, template)
         for number, (matcher, prompt) in enumerate(zip(matchers, prompts, strict=True))
     ]
+    scored = bool(generation_config.output_scores and generation_config.return_dict_in_generate)
     decoder = _Decoder(
         rows,
         RaggedCache(model, cache, head_once="logits_to_keep" in kwargs),
-        TokenChoice(processors, num_rows=len(rows), do_sample=generation_config.do_sample),
+        TokenChoice(processors, num_rows=len(rows), do_sample=generation_config.do_sample, log_probs=scored),
         _Histories(input_ids, criteria, streamer),
         begin_token_id,
     )
@@ -192,9 +202,16 @@ def generate_with_items(
     sequences = decoder.histories.sequences(generation_config)
     if not generation_config.return_dict_in_generate:
         return sequences
-    return TextWithItems(
-        sequences, [row.items(decoder.histories.response(row.number)) for row in rows], decoder.stats()
-    )
+    items = [row.items(decoder.histories.response(row.number)) for row in rows]
+    ids = [[same for same, _ in own] for own in items]
+    if not scored:
+        return TextWithItems(sequences, ids, decoder.stats())
+    scores = [decoder.token_scores(row.number) for row in rows]
+    sums = [
+        np.array([of_row[place].sum() for _, place in own], dtype=np.float64)
+        for of_row, own in zip(scores, items, strict=True)
+    ]
+    return TextWithItems(sequences, ids, decoder.stats(), scores, sums)
 
 
 class _Histories:
@@ -213,6 +230,10 @@ class _Histories:
     def of(self, row: int) -> torch.Tensor:
         """int64 [1, length], a view."""
         return self._ids[row : row + 1, : self.lengths[row]]
+
+    def num_said(self, row: int) -> int:
+        """Number of the row's new tokens."""
+        return self.lengths[row] - self._start
 
     def response(self, row: int) -> list[int]:
         """The row's new tokens."""
@@ -263,6 +284,7 @@ class _Decoder:
         self.histories = histories
         self._begin = begin_token_id
         self._chosen = 0
+        self._log_probs: list[dict[int, float]] = [{} for _ in rows]  # of chosen tokens, by their place
 
     def run(self, prompts: list[list[int]], embeddings: tuple[torch.Tensor, torch.Tensor | None] | None) -> None:
         """Until every row has ended; ``embeddings`` are prompts given so, with their mask."""
@@ -297,8 +319,18 @@ class _Decoder:
             self._choice.pick(scores[at : at + 1], *what_may_follow(self._rows[row].matcher, self._begin))
             for at, row in enumerate(rows)
         ]
-        tokens: list[int] = torch.stack(picked).tolist()
+        log_probs = [log_prob for _, log_prob in picked if log_prob is not None]
+        if log_probs:
+            for row, log_prob in zip(rows, torch.stack(log_probs).tolist(), strict=True):
+                self._log_probs[row][self.histories.num_said(row)] = log_prob
+        tokens: list[int] = torch.stack([token for token, _ in picked]).tolist()
         return tokens
+
+    def token_scores(self, row: int) -> npt.NDArray[np.float64]:
+        """Log-probability of each token of a row's response, 0 where it was forced."""
+        scores = np.zeros(self.histories.num_said(row))
+        scores[list(self._log_probs[row])] = list(self._log_probs[row].values())
+        return scores
 
     def _drop(self, live: list[int], left: list[int], *, has_keys: bool) -> list[int]:
         if has_keys and left and len(left) < len(live):
@@ -307,7 +339,7 @@ class _Decoder:
 
     def stats(self) -> TextStats:
         """What it came to."""
-        said = sum(len(self.histories.response(row)) for row in range(len(self._rows)))
+        said = sum(self.histories.num_said(row) for row in range(len(self._rows)))
         return TextStats(
             self._cache.model_calls,
             self._cache.tokens,
