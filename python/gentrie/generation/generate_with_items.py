@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from gentrie.generation._compiled import Uncompiled
 from gentrie.generation._generate_arguments import (
@@ -23,60 +21,10 @@ from gentrie.generation._generate_arguments import (
 from gentrie.generation.item_row import ItemRow
 from gentrie.generation.ragged_cache import RaggedCache
 from gentrie.generation.response_template import ResponseTemplate
+from gentrie.generation.text_histories import TextHistories
+from gentrie.generation.text_results import TextStats, TextWithItems
 from gentrie.generation.token_choice import TokenChoice, what_may_follow
 from gentrie.trie import TokenTrie
-
-
-@dataclass(frozen=True)
-class TextStats:
-    """What a call cost.
-
-    Attributes
-    ----------
-    model_calls
-        Calls of the model, the prompt's included.
-    tokens_computed
-        Tokens fed to it, padding left out; a response's last token is not.
-    tokens_chosen
-        Tokens picked from the model's scores.
-    tokens_forced
-        Tokens that catalog or template left no choice about.
-    padded_slots
-        Places in the model's inputs that held no token.
-    """
-
-    model_calls: int
-    tokens_computed: int
-    tokens_chosen: int
-    tokens_forced: int
-    padded_slots: int
-
-
-@dataclass(frozen=True)
-class TextWithItems:
-    """What :func:`generate_with_items` returns.
-
-    Attributes
-    ----------
-    sequences
-        int64 [rows, length], prompts included, padded on the right; as ``generate`` returns them.
-    items
-        For each row its complete items in order, each as the int64 ids of the allowed items that share its title.
-    stats
-        What the call cost.
-    token_scores
-        Under ``output_scores=True``, for each row float64 [tokens of its response]: log-probability of each token under
-        the distribution it was taken from, processors and catalog included; 0 for forced tokens. None otherwise.
-    item_log_probs
-        Under ``output_scores=True``, for each row float64 [its items]: the sum of ``token_scores`` over each item's
-        tokens in the response, end token included and begin token left out. None otherwise.
-    """
-
-    sequences: torch.Tensor
-    items: list[list[npt.NDArray[np.int64]]]
-    stats: TextStats
-    token_scores: list[npt.NDArray[np.float64]] | None = None
-    item_log_probs: list[npt.NDArray[np.float64]] | None = None
 
 
 def generate_with_items(
@@ -192,7 +140,7 @@ def generate_with_items(
         rows,
         RaggedCache(model, cache, head_once="logits_to_keep" in kwargs),
         TokenChoice(processors, num_rows=len(rows), do_sample=generation_config.do_sample, log_probs=scored),
-        _Histories(input_ids, criteria, streamer),
+        TextHistories(input_ids, criteria, streamer),
         begin_token_id,
     )
     with Uncompiled(model, stacklevel=2):
@@ -214,69 +162,16 @@ def generate_with_items(
     return TextWithItems(sequences, ids, decoder.stats(), scores, sums)
 
 
-class _Histories:
-    """What every row has said, prompts included, on the model's device; and when it has said enough."""
-
-    def __init__(self, input_ids: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any) -> None:
-        self._start = input_ids.shape[1]
-        self._ids = input_ids
-        self.lengths = [self._start] * len(input_ids)
-        own = (MaxLengthCriteria, EosTokenCriteria)
-        self._others = StoppingCriteriaList(rule for rule in criteria if not isinstance(rule, own))
-        self._max_length = min((rule.max_length for rule in criteria if isinstance(rule, own[0])), default=None)
-        self._eos = {int(t) for rule in criteria if isinstance(rule, own[1]) for t in rule.eos_token_id.flatten()}
-        self._streamer = streamer
-
-    def of(self, row: int) -> torch.Tensor:
-        """int64 [1, length], a view."""
-        return self._ids[row : row + 1, : self.lengths[row]]
-
-    def num_said(self, row: int) -> int:
-        """Number of the row's new tokens."""
-        return self.lengths[row] - self._start
-
-    def response(self, row: int) -> list[int]:
-        """The row's new tokens."""
-        said: list[int] = self._ids[row, self._start : self.lengths[row]].tolist()
-        return said
-
-    def append(self, row: int, tokens: list[int], ended: bool) -> bool:
-        """Append tokens up to where the response ends; whether it does."""
-        at = self.lengths[row]
-        for count, token in enumerate(tokens, start=1):
-            if token in self._eos or at + count == self._max_length:
-                tokens, ended = tokens[:count], True
-                break
-        if at + len(tokens) > self._ids.shape[1]:
-            spare = self._ids.new_zeros(len(self._ids), max(len(tokens), self._ids.shape[1] // 2, 64))
-            self._ids = torch.cat([self._ids, spare], dim=1)
-        added = torch.tensor(tokens, dtype=torch.int64)
-        self._ids[row, at : at + len(tokens)] = added.to(self._ids.device)
-        for count in range(1, len(tokens) + 1):
-            self.lengths[row] = at + count
-            if self._streamer is not None:
-                self._streamer.put(added[count - 1 : count])
-            if self._others and bool(self._others(self.of(row), None).all()):
-                return True
-        return ended
-
-    def sequences(self, config: GenerationConfig) -> torch.Tensor:
-        """int64 [rows, length], padded on the right."""
-        longest = max(self.lengths)
-        sequences = self._ids[:, :longest].clone()
-        for row, length in enumerate(self.lengths):
-            if length < longest:
-                if config._pad_token_tensor is None:
-                    raise ValueError("pad_token_id is missing: rows end at different lengths and are padded with it")
-                sequences[row, length:] = config._pad_token_tensor
-        return sequences
-
-
 class _Decoder:
     """The loop: feed what is certain, choose what is not."""
 
     def __init__(
-        self, rows: list[ItemRow], cache: RaggedCache, choice: TokenChoice, histories: _Histories, begin_token_id: int
+        self,
+        rows: list[ItemRow],
+        cache: RaggedCache,
+        choice: TokenChoice,
+        histories: TextHistories,
+        begin_token_id: int,
     ) -> None:
         self._rows = rows
         self._cache = cache

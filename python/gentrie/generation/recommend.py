@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from gentrie import _validate
 from gentrie.generation.custom_generate import TrieBeamOutput
-from gentrie.generation.generate_with_items import TextWithItems
 from gentrie.generation.item_sampling import ItemSamples
 from gentrie.generation.recommendation_store import Recommendation, RecommendationStore
+from gentrie.generation.text_results import TextWithItems
 
 
 def recommend(
