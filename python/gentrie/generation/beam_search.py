@@ -12,7 +12,7 @@ from gentrie.generation._beam_driver import BeamDriver
 from gentrie.generation.beam_results import BeamSearchResult, BeamStats
 from gentrie.generation.beam_stepper import BeamStepper
 from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.item_filter import items_of, make_filters
+from gentrie.item_filter import make_filters
 from gentrie.trie import TokenTrie
 
 
@@ -140,10 +140,7 @@ def beam_search(
         sequences=[items.sequences for items in found],
         sequences_scores=[items.scores for items in found],
         token_scores=[items.token_scores for items in found],
-        item_ids=[
-            [items_of(trie, chosen, sequence) for sequence in items.sequences]
-            for items, chosen in zip(found, filters, strict=True)
-        ],
+        item_ids=[items.item_ids for items in found],
         num_found=np.array([len(items.sequences) for items in found], dtype=np.int64),
         stats=BeamStats(
             model_calls=calls.prompt_calls + calls.calls,

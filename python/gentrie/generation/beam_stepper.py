@@ -15,8 +15,7 @@ from gentrie.generation._beam_scores import AskedRow, log_probabilities
 from gentrie.generation.beam_rows import BeamItems, BeamRows, BeamStep, Int64Array
 from gentrie.generation.item_scores import CatalogLeaves, ItemScores
 from gentrie.generation.item_terms import ItemTerm, LookaheadTerm, ShareTerm
-from gentrie.item_filter import make_filter
-from gentrie.matcher import make_constraint
+from gentrie.item_filter import items_of, make_filter
 from gentrie.trie import TokenTrie
 
 
@@ -140,11 +139,8 @@ class BeamStepper:
         }
         rules = make_rules(**(self._defaults | {key: value for key, value in own.items() if value is not None}))
         chosen = item_filter if isinstance(item_filter, _core.ItemFilter) else make_filter(self._trie, item_filter)
-        matcher = None
-        if chosen is not None:
-            matcher = _core.Matcher(make_constraint(self._trie, None, None, False, chosen))
         term = self._term(item_scores, alpha, lookahead_scores, chosen)
-        search = BeamRequest(self._trie, matcher, rules, term)
+        search = BeamRequest(self._trie, chosen, rules, term)
         search.advance()
         self._requests[name] = search
 
@@ -175,6 +171,7 @@ class BeamStepper:
             [tokens for tokens, _, _ in paths],
             np.array([score for score, _ in best]),
             [np.array(scores) for _, scores, _ in paths],
+            [items_of(self._trie, search.chosen, tokens) for tokens, _, _ in paths],
             sum(forced for _, _, forced in paths),
         )
 
