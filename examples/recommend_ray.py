@@ -28,7 +28,13 @@ from gentrie.generation import Recommendation, RecommendationStore, recommend
 from gentrie.generation.beam_search import beam_search
 
 FOUND = pa.schema(
-    [("prompt", pa.int64()), ("item_ids", pa.list_(pa.list_(pa.int64()))), ("scores", pa.list_(pa.float64()))]
+    [
+        ("prompt", pa.int64()),
+        ("item_ids", pa.list_(pa.list_(pa.int64()))),
+        ("scores", pa.list_(pa.float64())),
+        ("sequences", pa.list_(pa.list_(pa.int64()))),
+        ("token_scores", pa.list_(pa.list_(pa.float64()))),
+    ]
 )
 
 
@@ -43,7 +49,7 @@ class Recommender:
     def __call__(self, batch: pa.Table) -> pa.Table:
         prompts = batch["ids"].to_pylist()
         found = recommend(prompts, self._search, batch_size=len(prompts), device=self._device, progress=False)
-        columns = [batch["prompt"], [one.item_ids for one in found], [one.scores for one in found]]
+        columns = [batch["prompt"], *([getattr(one, name) for one in found] for name in FOUND.names[1:])]
         return pa.table(dict(zip(FOUND.names, columns, strict=True)), schema=FOUND)
 
 
@@ -82,7 +88,7 @@ def recommend_on_ray(
                 num_gpus=gpus,
             )
             for part in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-                new = {row["prompt"]: Recommendation(row["item_ids"], row["scores"]) for row in part.to_pylist()}
+                new = {row.pop("prompt"): Recommendation(**row) for row in part.to_pylist()}
                 store.write(new)
                 done |= new
                 bar.update(len(new))

@@ -25,7 +25,7 @@ class Preset:
     template
         What the model writes for a title, ``{title}`` replaced; the end token comes on top.
     context
-        The end of the prompt, behind which titles are encoded.
+        The end of the prompt, behind which titles are encoded; empty: they are encoded by themselves.
     scope
         ``"vocab"``: log-probabilities over the whole vocabulary, masked afterwards; ``"trie"``: over the valid tokens.
     length_penalty
@@ -73,18 +73,26 @@ class Preset:
 
 
 msl = Preset('"{title}"', _RESPONSE, "vocab", length_penalty=1.0, early_stopping=False, num_beams=10)
-"""MSL: quoted titles; ``generate`` with ``prefix_allowed_tokens_fn`` and its defaults, ten beams."""
+"""MSL, as ``inference.py`` of github.com/WANGBohaO-jpg/MSL: quoted titles; ``generate`` with its defaults and
+``prefix_allowed_tokens_fn``, ten beams."""
 
-bear = msl
-"""BEAR (SIGIR 2026): data and search of MSL, whose loss it replaces."""
+bear = Preset('"{title}"', _RESPONSE, "trie", length_penalty=1.0, early_stopping=False, num_beams=10)
+"""BEAR (SIGIR 2026), as ``cmd/run.py`` of github.com/Tiny-Snow/BEAR-SIGIR-2026 runs ``inference.py``: titles and search
+of MSL, whose loss it replaces, but with ``--constrained_before_softmax``, a softmax over the valid tokens."""
 
-d3 = Preset('"{title}"\n', _RESPONSE, "vocab", length_penalty=0.0, early_stopping=False, num_beams=10)
-"""D3 (EMNLP 2024): quoted titles and a line break, no length normalisation; ``item_scores`` and ``alpha`` of the search
-are the user's."""
+d3 = Preset('"{title}"\n', "### Response: \n", "vocab", length_penalty=0.0, early_stopping=False, num_beams=10)
+"""D3 (EMNLP 2024), as ``evaluate2.sh`` of github.com/SAI990323/DecodingMatters runs ``code/evaluate.py``: quoted titles
+and a line break behind a prompt whose colon is followed by a space, no length normalisation. ``item_scores`` and
+``alpha`` of the search are the user's: there the softmax of a recommender's logits, and ``guidance_scale``, 1 unless
+set."""
 
 minionerec = Preset("{title}\n", _RESPONSE, "vocab", length_penalty=0.0, early_stopping=False, num_beams=50)
-"""MiniOneRec: semantic ids, written as text in the place of the title, and a line break; fifty beams."""
+"""MiniOneRec, as ``evaluate.sh`` of github.com/AkaliKong/MiniOneRec runs ``evaluate.py``: semantic ids, written as text
+in the place of the title, and a line break; fifty beams, no length normalisation."""
 
-reclm_cgen = Preset("{title}", "<SOI>", "vocab", length_penalty=1.0, early_stopping=False, num_beams=1)
-"""RecLM-cgen: titles between ``<SOI>`` and ``<EOI>`` in greedy text; the trie's ``end_token_id`` is ``<EOI>``'s, the
-``begin_token_id`` of processor or ``generate_with_items`` is ``<SOI>``'s."""
+reclm_cgen = Preset("{title}", "", "vocab", length_penalty=1.0, early_stopping=False, num_beams=1)
+"""RecLM-cgen, as ``RecLM-cgen/task_test.py`` of github.com/microsoft/RecAI: titles, encoded by themselves
+(``train_utils/dataset.py``), between ``<SOI>`` and ``<EOI>`` in text; the trie's ``end_token_id`` is ``<EOI>``'s, the
+``begin_token_id`` of processor or ``generate_with_items`` is ``<SOI>``'s, and ``unique="item"`` of either counts as
+``train_utils/processor.py`` does. The text is greedy here; there, it is sampled where a model's ``generation_config``
+says so."""

@@ -148,3 +148,20 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         assert stepper.rows().requests.tolist() == [3, 3]
         stepper.step(torch.zeros(2, VOCAB_SIZE))
     assert len(stepper.pop_result(3).sequences) == 2
+
+
+def test_results_name_the_items_that_may_be_given() -> None:
+    """Items that share a sequence, without those that a request's filter closes."""
+    rows = [[4, 6], [5], [4, 6], [4, 7], [5]]
+    trie = TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
+    stepper, engine = BeamStepper(trie, beam_width=4), Engine()
+    filters: list[Any] = [None, [1, 2, 3]]
+    for request, item_filter in enumerate(filters):
+        stepper.add_request(request, item_filter=item_filter)
+    while len(asked := stepper.rows()):
+        stepper.step(engine.logits(asked))
+    for request, items in enumerate(({(0, 2), (1, 4), (3,)}, {(2,), (1,), (3,)})):
+        found = stepper.pop_result(request)
+        assert {tuple(same.tolist()) for same in found.item_ids} == items
+        for tokens, same in zip(found.sequences, found.item_ids, strict=True):
+            assert all([*rows[item], END] == tokens for item in same)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from catalog_strategies import catalogs
+from compiled_models import WAYS, compiled, still_compiled
 from custom_arguments import custom
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,11 +184,13 @@ def test_static_caches_and_compiled_models_run_with_one_warning(kind: str) -> No
         static = ours(kind=kind, cache_implementation="static")
     assert sum("stays empty" in str(entry.message) for entry in warned) == 1
     assert static.tolist() == ours(kind=kind).tolist()
-    model: Any = torch.compile(tiny_model(kind))
-    with pytest.warns(UserWarning, match="the compiled model runs uncompiled") as warned:
-        compiled = beam_search(model, IDS, TRIE, attention_mask=MASK)
-    assert sum("uncompiled" in str(entry.message) for entry in warned) == 1
-    assert compiled.sequences == beam_search(tiny_model(kind), IDS, TRIE, attention_mask=MASK).sequences
+    for way in WAYS:
+        model = compiled(tiny_model(kind), way)
+        with pytest.warns(UserWarning, match="the compiled model runs uncompiled") as warned:
+            result = beam_search(model, IDS, TRIE, attention_mask=MASK)
+        assert sum("uncompiled" in str(entry.message) for entry in warned) == 1
+        assert result.sequences == beam_search(tiny_model(kind), IDS, TRIE, attention_mask=MASK).sequences
+        assert still_compiled(model, IDS)
 
 
 def test_a_cache_that_holds_tokens_is_refused() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from catalog_strategies import catalogs
+from compiled_models import WAYS, compiled, still_compiled
 from custom_arguments import custom
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -271,6 +273,75 @@ def test_the_same_seed_gives_the_same_text() -> None:
     assert torch.equal(*texts)
 
 
+# --- scores ---
+
+SCORED = {"output_scores": True, "return_dict_in_generate": True}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.4}, {"unique": True, "max_new_tokens": 13}], ids=str)
+def test_token_scores_are_those_of_generate(kind: str, options: dict[str, Any]) -> None:
+    """Greedy text: the transition scores of ``transformers``; forced tokens have 0."""
+    ids, mask = prompts(4)
+    for seed in range(2):
+        model = tiny_model(kind, seed)
+        expected: Any = plain(model, TRIE, ids, mask, {**options, **SCORED})
+        theirs = model.compute_transition_scores(expected.sequences, expected.scores, normalize_logits=True)
+        output = ours(model, TRIE, ids, mask, {**options, **SCORED})
+        assert torch.equal(output.sequences, expected.sequences)
+        check_sums(output, ids.shape[1])
+        assert sum(int((scores == 0).sum()) for scores in output.token_scores) == output.stats.tokens_forced
+        for scores, row in zip(output.token_scores, theirs.tolist(), strict=True):
+            assert scores.dtype == np.float64
+            assert scores.tolist() == pytest.approx(row[: scores.size], abs=1e-4)
+
+
+def check_sums(output: Any, start: int) -> None:
+    """As many scores as tokens, and for each item the sum of those between begin and end token."""
+    for row, scores, sums, items in zip(
+        output.sequences[:, start:].tolist(), output.token_scores, output.item_log_probs, output.items, strict=True
+    ):
+        assert all(token == PAD for token in row[scores.size :])
+        begins = [at for at in range(scores.size) if row[at] == BEGIN and END in row[at : scores.size]]
+        expected = [scores[at + 1 : row.index(END, at) + 1].sum() for at in begins]
+        assert len(items) == len(expected)
+        assert sums.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("warpers", [{}, {"temperature": 2.0, "top_k": 4}], ids=str)
+def test_sampled_tokens_have_the_scores_of_their_distribution(warpers: dict[str, Any]) -> None:
+    """Each prefix by itself, through ``generate`` with one more token."""
+    ids, _ = prompts(1)
+    model = tiny_model("llama", 2)
+    options = {"do_sample": True, "top_k": 0, **warpers, **SCORED}
+    torch.manual_seed(3)
+    output = ours(model, TRIE, ids, torch.ones_like(ids), {**options, "max_new_tokens": 14})
+    check_sums(output, ids.shape[1])
+    (row,) = output.sequences
+    assert output.token_scores[0].size >= 5
+    for at, score in enumerate(output.token_scores[0], start=ids.shape[1]):
+        prefix = row[None, :at]
+        step: Any = plain(model, TRIE, prefix, torch.ones_like(prefix), {**options, "max_new_tokens": 1})
+        assert score == pytest.approx(step.scores[0].log_softmax(-1)[0, row[at]].item(), abs=1e-4)
+
+
+def test_an_item_begun_in_the_prompt_counts_from_there() -> None:
+    """And nothing is scored unasked, through ``generate`` neither."""
+    ids = torch.tensor([[40, 41, BEGIN, 20], [40, 41, 42, BEGIN]])
+    model = tiny_model("llama")
+    arguments = {"attention_mask": torch.ones_like(ids), "logits_processor": talkative(), **SETTINGS}
+    output: Any = model.generate(
+        ids, **custom(generate_with_items, trie=TRIE, begin_token_id=BEGIN), **arguments, **SCORED
+    )
+    for row, scores, sums in zip(output.sequences.tolist(), output.token_scores, output.item_log_probs, strict=True):
+        assert sums[0] == pytest.approx(scores[: row.index(END) + 1 - 4].sum())
+        assert sums[0] < 0
+    unasked = ours(model, TRIE, ids, torch.ones_like(ids), {})
+    assert torch.equal(unasked.sequences, output.sequences)
+    assert unasked.token_scores is None
+    assert unasked.item_log_probs is None
+
+
 # --- where a text ends, and who is told ---
 
 
@@ -325,7 +396,7 @@ def test_stopping_criteria_are_asked_after_every_token(rows: int) -> None:
     ("options", "message"),
     [
         ({"num_beams": 3}, "asks for beam_search"),
-        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True"),
+        ({"output_logits": True, "return_dict_in_generate": True}, "output_logits=True"),
         ({"use_cache": False}, "use_cache=False"),
         ({"cache_implementation": "static"}, "cache_implementation='static'"),
         ({"guidance_scale": 2.0}, "UnbatchedClassifierFreeGuidanceLogitsProcessor has to see every step"),
@@ -366,13 +437,23 @@ def test_models_and_caches_that_cannot_be_served_are_refused() -> None:
         ours(scripted, TRIE, ids, mask, {})
 
 
-def test_a_compiled_model_runs_with_one_warning() -> None:
-    ids, mask = prompts(1)
-    compiled: Any = torch.compile(tiny_model("llama"))
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_model_runs_with_one_warning(way: str) -> None:
+    """Whichever way it is compiled and called; and it stays compiled."""
+    ids, mask = prompts(2)
+    model = compiled(tiny_model("llama"), way)
+    arguments = {"attention_mask": mask, "logits_processor": talkative(), **SETTINGS}
+    expected = ours(tiny_model("llama"), TRIE, ids, mask, {}).sequences
     with pytest.warns(UserWarning, match="the compiled model runs uncompiled") as warned:
-        output = ours(compiled, TRIE, ids, mask, {})
+        output = ours(model, TRIE, ids, mask, {})
     assert sum("uncompiled" in str(entry.message) for entry in warned) == 1
-    assert torch.equal(output.sequences, ours(tiny_model("llama"), TRIE, ids, mask, {}).sequences)
+    assert torch.equal(output.sequences, expected)
+    assert still_compiled(model, ids)
+    if way != "wrapper":  # whose `generate` is that of the model inside
+        with pytest.warns(UserWarning, match="the compiled model runs uncompiled") as warned:
+            through = model.generate(ids, **custom(generate_with_items, trie=TRIE, begin_token_id=BEGIN), **arguments)
+        assert sum("uncompiled" in str(entry.message) for entry in warned) == 1
+        assert torch.equal(through, expected)
 
 
 def test_nothing_but_items_in_long_samples() -> None:

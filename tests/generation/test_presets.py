@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -35,11 +36,19 @@ def trimmed(row: torch.Tensor, prompt: torch.Tensor, tokenizer: Any) -> list[int
     return written[: written.index(tokenizer.eos_token_id) + 1]
 
 
-@pytest.mark.parametrize("name", ["bear", "msl", "d3"])
+def semantic_ids(tokenizer: Any, num_items: int) -> list[str]:
+    """Distinct ids of three codes, each of them one new token of the tokenizer."""
+    codes = [[f"<{level}_{code}>" for code in range(5)] for level in "abc"]
+    tokenizer.add_tokens([token for level in codes for token in level])
+    return ["".join(row) for row in itertools.islice(itertools.product(*codes), num_items)]
+
+
+@pytest.mark.parametrize("name", ["bear", "msl", "d3", "minionerec"])
 def test_titles_and_search_go_together(name: str) -> None:
     preset = getattr(presets, name)
     tokenizer = CATALOG.train_tokenizer(500)
-    trie = TokenTrie.from_titles(CATALOG.titles, tokenizer, end_token_id=tokenizer.eos_token_id, **preset.titles)
+    titles = semantic_ids(tokenizer, 70) if name == "minionerec" else CATALOG.titles
+    trie = TokenTrie.from_titles(titles, tokenizer, end_token_id=tokenizer.eos_token_id, **preset.titles)
     prompt = torch.tensor([tokenizer("A game\n" + preset.context, add_special_tokens=False)["input_ids"]])
     arguments = {
         "attention_mask": torch.ones_like(prompt),
@@ -63,6 +72,8 @@ def test_titles_and_search_go_together(name: str) -> None:
         items = trie.resolve(trimmed(row, prompt, tokenizer))
         assert items.size
         found |= set(items.tolist())
+        title = preset.template.replace("{title}", titles[int(items[0])])
+        assert tokenizer.decode(trimmed(row, prompt, tokenizer)[:-1]) == title
     assert len(found) >= preset.num_beams
 
 
@@ -92,7 +103,7 @@ def test_length_penalties_beams_and_scopes_of_the_papers() -> None:
         for preset in [getattr(presets, name)]
     }
     assert table == {
-        "bear": (1.0, 10, "vocab", False),
+        "bear": (1.0, 10, "trie", False),
         "msl": (1.0, 10, "vocab", False),
         "d3": (0.0, 10, "vocab", False),
         "minionerec": (0.0, 50, "vocab", False),

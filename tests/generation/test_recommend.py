@@ -109,12 +109,19 @@ def test_every_search_serves(name: str) -> None:
             expected, abs=1e-5
         )
         assert len(one.item_ids) == len(expected) == (5 if name == "sample_items" else 3)
+        assert [TRIE.resolve(tokens).tolist() for tokens in one.sequences] == one.item_ids
+        for tokens, scores, total in zip(one.sequences, one.token_scores, one.scores, strict=True):
+            over = len(tokens) if name in ("beam_search", "custom_generate") else 1  # their length penalty
+            assert len(scores) == len(tokens)
+            assert sum(scores) / over == pytest.approx(total, abs=1e-5)
 
 
-def test_text_with_items_has_items_and_no_scores() -> None:
+@pytest.mark.parametrize("scored", [False, True])
+def test_text_with_items_has_items_and_their_scores_on_request(scored: bool) -> None:
     settings: dict[str, Any] = {"begin_token_id": BEGIN, "eos_token_id": TURN_END, "pad_token_id": PAD}
     prompts = [[*prompt, BEGIN] for prompt in PROMPTS]  # an item follows at once
-    search = functools.partial(generate_with_items, MODEL, trie=TRIE, max_new_tokens=TRIE.max_depth, **settings)
+    settings |= {"max_new_tokens": TRIE.max_depth, "output_scores": scored}
+    search = functools.partial(generate_with_items, MODEL, trie=TRIE, **settings)
     found = recommend(prompts, search, batch_size=3, progress=False)
     for prompt, one in zip(prompts, found, strict=True):
         processor = TrieLogitsProcessor(TRIE, begin_token_id=BEGIN, eos_token_id=TURN_END)
@@ -126,7 +133,9 @@ def test_text_with_items_has_items_and_no_scores() -> None:
             pad_token_id=PAD,
         )[0, len(prompt) :].tolist()
         assert one.item_ids[0] == TRIE.resolve(said[: said.index(END) + 1]).tolist()
-        assert one.scores == []
+        assert len(one.scores) == (len(one.item_ids) if scored else 0)
+        assert all(score < 0 for score in one.scores)
+        assert one.sequences == one.token_scores == []
 
 
 def test_what_is_no_search_is_refused() -> None:

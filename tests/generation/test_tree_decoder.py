@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from compiled_models import WAYS, compiled, still_compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FIRST_TOKEN, PAD, VOCAB_SIZE, tiny_model
@@ -191,12 +192,22 @@ def test_each_device(device):
     torch.testing.assert_close(some, expected[:, [3, 40]], rtol=1e-4, atol=1e-4)
 
 
-def test_wrappers_are_taken_off():
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("whole_model", [False, True])
+def test_compiled_models_run_uncompiled_and_stay_compiled(way, whole_model):
     ids = torch.tensor([[5, 6]])
-    plain = TreeDecoder(tree_model("llama"), ids)
-    with pytest.warns(UserWarning, match="runs uncompiled"):
-        compiled = TreeDecoder(torch.compile(tree_model("llama")), ids)
-    torch.testing.assert_close(compiled.prompt_hidden, plain.prompt_hidden)
+    model = compiled(tree_model("llama"), way)
+    with pytest.warns(UserWarning, match="runs uncompiled") as warned:
+        ours = TreeDecoder(model, ids, whole_model=whole_model)
+    plain = TreeDecoder(tree_model("llama"), ids, whole_model=whole_model)
+    for decoder in (ours, plain):
+        decoder.add_prompts(torch.tensor([[7, 8, 9]]))
+        decoder.hidden = decoder.extend([int(decoder.prompt_slots[0]), ~0], [3, 4])[1]
+    torch.testing.assert_close(ours.hidden, plain.hidden)
+    torch.testing.assert_close(ours.logits(ours.hidden), plain.logits(plain.hidden))
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert still_compiled(model, ids)
 
 
 def test_adapters_count():

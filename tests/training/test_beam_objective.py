@@ -30,22 +30,23 @@ def next_logits(prompts: torch.Tensor, prefixes: torch.Tensor) -> torch.Tensor:
     return torch.stack([logits_after(prompt, prefix) for prompt, prefix in pairs])
 
 
-def thresholds(prompt: int, steps: int, width: int, scope: str, tau: float) -> list[float]:
-    """The B-th best candidate of every step, by a beam search over lists."""
+def thresholds(prompt: int, steps: int, width: int, scope: str, tau: float) -> tuple[list[float], int]:
+    """The B-th best candidate of every step, by a beam search over lists, and the number of prefixes extended."""
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
-    found = []
+    found, rows = [], 0
     for _ in range(steps):
         candidates = []
         for score, prefix in beams:
             if prefix in ROWS:
                 candidates.append((score, prefix))
                 continue
+            rows += 1
             valid = valid_tokens(ROWS, prefix)
             scores = log_softmax(logits_after(prompt, prefix) / tau, valid if scope == "trie" else None)
             candidates += [(score + float(scores[token]), [*prefix, token]) for token in valid]
         beams = sorted(candidates, reverse=True)[:width]
         found.append(beams[-1][0])
-    return found
+    return found, rows
 
 
 @pytest.mark.parametrize("scope", ["trie", "vocab"])
@@ -57,15 +58,20 @@ def test_formula(scope: Any, width: int) -> None:
         for step in range(row.index(1) + 1):
             logits[prompt, step] = logits_after(prompt, row[:step])
     logits.requires_grad_()
-    total = logits.sum() * 0
+    total, chosen = logits.sum() * 0, torch.zeros((), dtype=torch.float64)
+    lost: list[list[bool]] = [[] for _ in labels]
+    num_rows = 0
     for prompt, row in enumerate(labels.tolist()):
         length = row.index(1) + 1
         prefix_score = torch.zeros((), dtype=torch.float64)
-        for step, threshold in enumerate(thresholds(prompt, length, width, scope, 1.3)):
+        betas, extended = thresholds(prompt, length, width, scope, 1.3)
+        num_rows += extended
+        for step, threshold in enumerate(betas):
             valid = valid_tokens(ROWS, row[:step])
             scores = log_softmax(logits[prompt, step] / 1.3, valid if scope == "trie" else None)
             prefix_score = prefix_score + scores[row[step]]
-            total = total - scores[row[step]]
+            total, chosen = total - scores[row[step]], chosen + scores[row[step]].detach()
+            lost[prompt].append(threshold - prefix_score.item() > 1e-9)
             total = total + 0.5 * torch.nn.functional.logsigmoid((threshold - prefix_score) / 2.0)
     options: dict[str, Any] = {"trie": TRIE, "beam_width": width, "scope": scope, "tau": 1.3}
     options |= {"reg_weight": 0.5, "reg_temperature": 2.0}
@@ -76,6 +82,13 @@ def test_formula(scope: Any, width: int) -> None:
     each = beam_search_objective(logits, labels, next_logits, reduction="none", **options)
     assert each.shape == labels.shape
     assert_same(each.sum(), total)
+    value, stats = beam_search_objective(logits, labels, next_logits, return_stats=True, **options)
+    assert_same(value, total / 9)
+    assert_same(stats.mean_log_prob, chosen / 9)
+    assert stats.num_labels == 9
+    assert stats.violation_rate == pytest.approx(sum(map(sum, lost)) / 9)
+    assert stats.pruned_rate == pytest.approx(sum(map(any, lost)) / 3)
+    assert (stats.model_calls, stats.rows) == (4, num_rows)
 
 
 @settings(max_examples=25)
@@ -102,5 +115,6 @@ def test_a_closed_target_is_refused() -> None:
 
 
 def test_no_prompts() -> None:
-    nothing = beam_search_objective(torch.zeros(0, 3, 11), torch.zeros(0, 3).long(), next_logits, trie=TRIE)
-    assert nothing == 0
+    logits, labels = torch.zeros(0, 3, 11), torch.zeros(0, 3).long()
+    nothing, stats = beam_search_objective(logits, labels, next_logits, trie=TRIE, return_stats=True)
+    assert nothing == stats.violation_rate == stats.pruned_rate == stats.mean_log_prob == stats.model_calls == 0

@@ -13,6 +13,7 @@ from tiny_models import BEGIN, END, PAD, VOCAB_SIZE, tiny_model
 
 from gentrie import TokenTrie
 from gentrie.evaluation import hit_rate
+from gentrie.generation import beam_search
 from gentrie.training import ItemCollator, RecommendationCallback
 from gentrie.training.recommendation_callback import beam_recommend
 
@@ -114,3 +115,30 @@ def test_recommendations_are_the_best_items(end: int | None) -> None:
     assert (found[:, len(items) :] == -1).all()
     targets = [row[0] for row in expected]
     assert hit_rate(found, targets, 1) == 1.0
+
+
+def test_closed_items_are_never_recommended() -> None:
+    """With a filter for all users and with one a user, which goes with its prompt through the sorting by length."""
+    items = [[10, 11, 12], [10, 11, 13], [10, 14], [15], [16, 17, 18, 19], [16, 17, 18, 20]]
+    trie = TokenTrie.from_sequences(items, vocab_size=VOCAB_SIZE, end_token_id=END)
+    model = tiny_model("llama").eval()
+    prompts = [[30, 31, 32, 33], [33], [30, 35], [36, 37, 38]]
+    own = [[0, 3, 4], None, np.array([i != 5 for i in range(6)]), {1, 2}]
+    every = set(range(6))
+    for item_filter, allowed in ((own, [{0, 3, 4}, every, every - {5}, {1, 2}]), ([0, 2, 5], [{0, 2, 5}] * 4)):
+        found = beam_recommend(model, prompts, 6, trie=trie, pad_token_id=PAD, batch_size=2, item_filter=item_filter)
+        for row, (prompt, few) in enumerate(zip(prompts, allowed, strict=True)):
+            result = beam_search(
+                model, torch.tensor([prompt]), trie, beam_width=6, length_penalty=0.0, item_filter=sorted(few)
+            )
+            expected = [int(same.min()) for same in result.item_ids[0]]
+            assert set(expected) == few
+            assert found[row].tolist() == expected + [-1] * (6 - len(few))
+        callback = RecommendationCallback(
+            trie, prompts, [0, 0, 0, 0], pad_token_id=PAD, ks=(6,), item_filter=item_filter
+        )
+        assert callback.recommend(model).tolist() == found.tolist()
+    with pytest.raises(ValueError, match="item_filter has 3 entries for 4 prompts"):
+        beam_recommend(model, prompts, 6, trie=trie, pad_token_id=PAD, item_filter=[[1], [2], [3]])
+    with pytest.raises(ValueError, match="item_filter is given to a recommend of one's own"):
+        RecommendationCallback(trie, prompts, [0] * 4, pad_token_id=PAD, recommend=lambda *_: found, item_filter=[1])

@@ -195,6 +195,49 @@ def test_trie_loss_equals_the_trainer(tmp_path: Path) -> None:
     same_parameters(model, expected)
 
 
+@pytest.mark.parametrize("by_logits", [False, True])
+def test_statistics_on_request(by_logits: bool, tmp_path: Path) -> None:
+    """Those of the loss written out, and a step that is the same with them and without."""
+    trained = []
+    for asked in (False, True):
+        model = model_of("llama")
+        options: dict[str, Any] = {"return_stats": True} if asked else {}
+        loss = TrieLoss(TRIE, bear_loss, **OPTIONS, **options)
+        collate = ItemCollator(TRIE, PAD)
+        shared: dict[str, Any] = {
+            "train_dataset": FEATURES,
+            "data_collator": lambda rows, collate=collate: {k: v for k, v in collate(rows).items() if k != "states"},
+        }
+        before = copy.deepcopy(model)
+        how = arguments(tmp_path, remove_unused_columns=False)
+        trainer: Any
+        if by_logits:
+            trainer = Trainer(model, how, compute_loss_func=loss, **shared)
+        else:
+            trainer = BearTrainer(model, how, trie=TRIE, loss_options={**OPTIONS, **options}, **shared)
+        trainer.train()
+        stats = loss.stats if by_logits else trainer.loss_stats
+        trained.append(dict(model.named_parameters()))
+        assert (stats is not None) == asked
+    expected = [
+        bear_loss(
+            before(input_ids=torch.tensor([[*one["prompt_ids"], *one["response_ids"]]])).logits[
+                :, len(one["prompt_ids"]) - 1 : -1
+            ],
+            torch.tensor([one["response_ids"]]),
+            trie=TRIE,
+            return_stats=True,
+            **OPTIONS,
+        )[1]
+        for one in FEATURES
+    ]
+    assert stats.num_labels == sum(one.num_labels for one in expected)
+    assert stats.num_branching == sum(one.num_branching for one in expected)
+    mean = sum(float(one.mean_log_prob) * one.num_labels for one in expected) / stats.num_labels
+    assert float(stats.mean_log_prob) == pytest.approx(mean, rel=1e-4)
+    assert all(torch.equal(weight, trained[1][name]) for name, weight in trained[0].items())
+
+
 def test_items_inside_free_text(tmp_path: Path) -> None:
     """Free text is scored over the whole vocabulary, items over what is valid there."""
     response = [30, BEGIN, *ITEMS[0], END, 31, BEGIN, *ITEMS[4], END, TURN_END]

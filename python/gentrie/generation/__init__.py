@@ -12,13 +12,14 @@ from gentrie.generation.beam_search import beam_search  # noqa: E402
 from gentrie.generation.beam_stepper import BeamStepper  # noqa: E402
 from gentrie.generation.best_first_search import BestFirstResult, best_first_search  # noqa: E402
 from gentrie.generation.custom_generate import TrieBeamOutput, trie_beam_search  # noqa: E402
-from gentrie.generation.generate_with_items import TextWithItems, generate_with_items  # noqa: E402
+from gentrie.generation.generate_with_items import generate_with_items  # noqa: E402
 from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: E402
 from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
 from gentrie.generation.logits_processor import TrieLogitsProcessor  # noqa: E402
 from gentrie.generation.recommend import recommend  # noqa: E402
 from gentrie.generation.recommendation_store import Recommendation, RecommendationStore  # noqa: E402
 from gentrie.generation.response_template import ResponseTemplate  # noqa: E402
+from gentrie.generation.text_results import TextStats, TextWithItems  # noqa: E402
 from gentrie.generation.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Recommendation",
     "RecommendationStore",
     "ResponseTemplate",
+    "TextStats",
     "TextWithItems",
     "TreeDecoder",
     "TreeStats",

@@ -8,6 +8,7 @@ from gentrie import _core
 from gentrie.generation._beam import Beam, BeamRules, Float64Array, Int64Array, allowed_tokens
 from gentrie.generation._beam_group import BeamGroup
 from gentrie.generation.item_terms import ItemTerm
+from gentrie.matcher import make_constraint
 from gentrie.trie import TokenTrie
 
 # Tokens of a run that are read at once, at least.
@@ -18,9 +19,17 @@ class BeamRequest:
     """All groups of a request advance together, depth by depth."""
 
     def __init__(
-        self, trie: TokenTrie, matcher: _core.Matcher | None, rules: BeamRules, term: ItemTerm | None = None
+        self,
+        trie: TokenTrie,
+        chosen: _core.ItemFilter | None,
+        rules: BeamRules,
+        term: ItemTerm | None = None,
     ) -> None:
         self._trie = trie
+        self.chosen = chosen
+        matcher = None
+        if chosen is not None:
+            matcher = _core.Matcher(make_constraint(trie, None, None, False, chosen))
         self.rules = rules
         children = trie.next_tokens(trie.root).astype(np.int64) if matcher is None else allowed_tokens(trie, matcher)
         root = Beam(None, -1, 0.0, trie.root, 0, matcher, children) if len(children) else None

@@ -27,7 +27,7 @@ def check_settings(config: GenerationConfig) -> None:
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(f"generation_config asks for {mode.value}; greedy search and sampling are done here")
     for name in _PER_STEP:
-        if getattr(config, name, None):
+        if name != "output_scores" and getattr(config, name, None):
             raise ValueError(f"{name}=True: forced tokens take no step, so there is none of theirs to return")
     if config.use_cache is False:
         raise ValueError("use_cache=False: tokens are fed behind cached ones")

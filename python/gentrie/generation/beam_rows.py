@@ -80,6 +80,8 @@ class BeamItems:
         float64 [found]: log-probability over ``length ** length_penalty``.
     token_scores
         For each float64 [tokens], log-probabilities.
+    item_ids
+        For each int64 [n], the allowed items that share the sequence.
     num_forced
         Tokens of them all that were the only choice.
     """
@@ -87,4 +89,5 @@ class BeamItems:
     sequences: list[list[int]]
     scores: Float64Array
     token_scores: list[Float64Array]
+    item_ids: list[Int64Array]
     num_forced: int

@@ -12,7 +12,7 @@ from gentrie.generation._beam_driver import BeamDriver
 from gentrie.generation.beam_results import BeamSearchResult, BeamStats
 from gentrie.generation.beam_stepper import BeamStepper
 from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.item_filter import items_of, make_filters
+from gentrie.item_filter import make_filters
 from gentrie.trie import TokenTrie
 
 
@@ -68,8 +68,9 @@ def beam_search(
     item_filter
         Items that may be given, as in :class:`TrieLogitsProcessor`; also one a prompt.
     item_scores, alpha
-        D3 (EMNLP 2024): real numbers [P, items], not negative, column i for item id i, and a weight in [0, 1]. A token
-        scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed tokens.
+        D3 (EMNLP 2024, arXiv 2406.14900): real numbers [P, items], not negative, column i for item id i, and a
+        weight in [0, 1]. A token scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores
+        below the allowed tokens.
     lookahead_scores
         PAG (SIGIR 2024, arXiv 2404.14600, eq. 6): real numbers [P, items], such as the scores of simultaneous decoding
         (eq. 5). A prefix scores ``log p(prefix) + max(score(item) for allowed items below prefix)``.
@@ -139,10 +140,7 @@ def beam_search(
         sequences=[items.sequences for items in found],
         sequences_scores=[items.scores for items in found],
         token_scores=[items.token_scores for items in found],
-        item_ids=[
-            [items_of(trie, chosen, sequence) for sequence in items.sequences]
-            for items, chosen in zip(found, filters, strict=True)
-        ],
+        item_ids=[items.item_ids for items in found],
         num_found=np.array([len(items.sequences) for items in found], dtype=np.int64),
         stats=BeamStats(
             model_calls=calls.prompt_calls + calls.calls,

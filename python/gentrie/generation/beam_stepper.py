@@ -15,8 +15,7 @@ from gentrie.generation._beam_scores import AskedRow, log_probabilities
 from gentrie.generation.beam_rows import BeamItems, BeamRows, BeamStep, Int64Array
 from gentrie.generation.item_scores import CatalogLeaves, ItemScores
 from gentrie.generation.item_terms import ItemTerm, LookaheadTerm, ShareTerm
-from gentrie.item_filter import make_filter
-from gentrie.matcher import make_constraint
+from gentrie.item_filter import items_of, make_filter
 from gentrie.trie import TokenTrie
 
 
@@ -114,9 +113,9 @@ class BeamStepper:
         item_filter
             Items that may be given, as in :class:`TrieLogitsProcessor`.
         item_scores, alpha
-            D3 (EMNLP 2024): real numbers [items], not negative, column i for item id i, and a weight in [0, 1]. A token
-            scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item scores below the allowed
-            tokens. The paper's ``length_penalty`` is 0.
+            D3 (EMNLP 2024, arXiv 2406.14900): real numbers [items], not negative, column i for item id i, and a
+            weight in [0, 1]. A token scores ``alpha * log p + (1 - alpha) * log q``, q being its share of the item
+            scores below the allowed tokens. The paper's ``length_penalty`` is 0.
         lookahead_scores
             PAG (SIGIR 2024, arXiv 2404.14600, eq. 6): real numbers [items]. A prefix scores ``log p(prefix) +
             max(score(item) for allowed items below prefix)``.
@@ -140,11 +139,8 @@ class BeamStepper:
         }
         rules = make_rules(**(self._defaults | {key: value for key, value in own.items() if value is not None}))
         chosen = item_filter if isinstance(item_filter, _core.ItemFilter) else make_filter(self._trie, item_filter)
-        matcher = None
-        if chosen is not None:
-            matcher = _core.Matcher(make_constraint(self._trie, None, None, False, chosen))
         term = self._term(item_scores, alpha, lookahead_scores, chosen)
-        search = BeamRequest(self._trie, matcher, rules, term)
+        search = BeamRequest(self._trie, chosen, rules, term)
         search.advance()
         self._requests[name] = search
 
@@ -175,6 +171,7 @@ class BeamStepper:
             [tokens for tokens, _, _ in paths],
             np.array([score for score, _ in best]),
             [np.array(scores) for _, scores, _ in paths],
+            [items_of(self._trie, search.chosen, tokens) for tokens, _, _ in paths],
             sum(forced for _, _, forced in paths),
         )
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from gentrie.generation._compiled import uncompiled
+from gentrie.generation._compiled import Uncompiled
 from gentrie.generation._generate_arguments import (
     check_settings,
     embedded_prompts,
@@ -23,52 +21,10 @@ from gentrie.generation._generate_arguments import (
 from gentrie.generation.item_row import ItemRow
 from gentrie.generation.ragged_cache import RaggedCache
 from gentrie.generation.response_template import ResponseTemplate
+from gentrie.generation.text_histories import TextHistories
+from gentrie.generation.text_results import TextStats, TextWithItems
 from gentrie.generation.token_choice import TokenChoice, what_may_follow
 from gentrie.trie import TokenTrie
-
-
-@dataclass(frozen=True)
-class TextStats:
-    """What a call cost.
-
-    Attributes
-    ----------
-    model_calls
-        Calls of the model, the prompt's included.
-    tokens_computed
-        Tokens fed to it, padding left out; a response's last token is not.
-    tokens_chosen
-        Tokens picked from the model's scores.
-    tokens_forced
-        Tokens that catalog or template left no choice about.
-    padded_slots
-        Places in the model's inputs that held no token.
-    """
-
-    model_calls: int
-    tokens_computed: int
-    tokens_chosen: int
-    tokens_forced: int
-    padded_slots: int
-
-
-@dataclass(frozen=True)
-class TextWithItems:
-    """What :func:`generate_with_items` returns.
-
-    Attributes
-    ----------
-    sequences
-        int64 [rows, length], prompts included, padded on the right; as ``generate`` returns them.
-    items
-        For each row its complete items in order, each as the int64 ids of the allowed items that share its title.
-    stats
-        What the call cost.
-    """
-
-    sequences: torch.Tensor
-    items: list[list[npt.NDArray[np.int64]]]
-    stats: TextStats
 
 
 def generate_with_items(
@@ -122,12 +78,13 @@ def generate_with_items(
     streamer
         A streamer of ``transformers``, for one row; it gets every token by itself, forced ones too.
     **kwargs
-        As for ``generate``: ``attention_mask``, ``max_new_tokens``, ``do_sample``, ``eos_token_id``, ...
+        As for ``generate``: ``attention_mask``, ``max_new_tokens``, ``do_sample``, ``eos_token_id``, ...;
+        ``output_scores`` asks for the log-probabilities of :class:`TextWithItems`.
 
     Raises
     ------
     ValueError, TypeError
-        For what :class:`TrieLogitsProcessor` refuses; for settings that need every step (scores, attentions, hidden
+        For what :class:`TrieLogitsProcessor` refuses; for settings that need every step (logits, attentions, hidden
         states, guidance, watermarks), other searches than greedy and sampling, other caches than the dynamic one,
         recurrent and encoder-decoder models; a prompt that ends inside an item outside the catalog; a template that
         asks for more items than are left.
@@ -135,7 +92,7 @@ def generate_with_items(
     if not hasattr(generation_config, "_pad_token_tensor"):  # not prepared by `generate`: go through it
         if kwargs.pop("synced_gpus", None):
             raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")
-        model = uncompiled(model, stacklevel=2)
+        uncompiled = Uncompiled(model, stacklevel=2)
         if streamer is not None and input_ids is not None:
             streamer.put(input_ids.cpu())
         own = {
@@ -151,14 +108,15 @@ def generate_with_items(
         def prepared(*arguments: Any, **given: Any) -> Any:
             return generate_with_items(*arguments, **{**given, **own})
 
-        return model.generate(  # type: ignore[operator]
-            input_ids,
-            generation_config=generation_config,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            custom_generate=prepared,
-            **{"return_dict_in_generate": True, **kwargs},
-        )
+        with uncompiled as plain_model:
+            return plain_model.generate(
+                input_ids,
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                custom_generate=prepared,
+                **{"return_dict_in_generate": True, **kwargs},
+            )
     assert input_ids is not None
     assert generation_config is not None
     criteria, processors = stopping_criteria or StoppingCriteriaList(), logits_processor or LogitsProcessorList()
@@ -177,83 +135,43 @@ def generate_with_items(
         ItemRow(number, *matcher, trie, prompt, begin_token_id, eos, template)
         for number, (matcher, prompt) in enumerate(zip(matchers, prompts, strict=True))
     ]
+    scored = bool(generation_config.output_scores and generation_config.return_dict_in_generate)
     decoder = _Decoder(
         rows,
         RaggedCache(model, cache, head_once="logits_to_keep" in kwargs),
-        TokenChoice(processors, num_rows=len(rows), do_sample=generation_config.do_sample),
-        _Histories(input_ids, criteria, streamer),
+        TokenChoice(processors, num_rows=len(rows), do_sample=generation_config.do_sample, log_probs=scored),
+        TextHistories(input_ids, criteria, streamer),
         begin_token_id,
     )
-    decoder.run(prompts, embedded_prompts(kwargs))
+    with Uncompiled(model, stacklevel=2):
+        decoder.run(prompts, embedded_prompts(kwargs))
     if streamer is not None:
         streamer.end()
     sequences = decoder.histories.sequences(generation_config)
     if not generation_config.return_dict_in_generate:
         return sequences
-    return TextWithItems(
-        sequences, [row.items(decoder.histories.response(row.number)) for row in rows], decoder.stats()
-    )
-
-
-class _Histories:
-    """What every row has said, prompts included, on the model's device; and when it has said enough."""
-
-    def __init__(self, input_ids: torch.Tensor, criteria: StoppingCriteriaList, streamer: Any) -> None:
-        self._start = input_ids.shape[1]
-        self._ids = input_ids
-        self.lengths = [self._start] * len(input_ids)
-        own = (MaxLengthCriteria, EosTokenCriteria)
-        self._others = StoppingCriteriaList(rule for rule in criteria if not isinstance(rule, own))
-        self._max_length = min((rule.max_length for rule in criteria if isinstance(rule, own[0])), default=None)
-        self._eos = {int(t) for rule in criteria if isinstance(rule, own[1]) for t in rule.eos_token_id.flatten()}
-        self._streamer = streamer
-
-    def of(self, row: int) -> torch.Tensor:
-        """int64 [1, length], a view."""
-        return self._ids[row : row + 1, : self.lengths[row]]
-
-    def response(self, row: int) -> list[int]:
-        """The row's new tokens."""
-        said: list[int] = self._ids[row, self._start : self.lengths[row]].tolist()
-        return said
-
-    def append(self, row: int, tokens: list[int], ended: bool) -> bool:
-        """Append tokens up to where the response ends; whether it does."""
-        at = self.lengths[row]
-        for count, token in enumerate(tokens, start=1):
-            if token in self._eos or at + count == self._max_length:
-                tokens, ended = tokens[:count], True
-                break
-        if at + len(tokens) > self._ids.shape[1]:
-            spare = self._ids.new_zeros(len(self._ids), max(len(tokens), self._ids.shape[1] // 2, 64))
-            self._ids = torch.cat([self._ids, spare], dim=1)
-        added = torch.tensor(tokens, dtype=torch.int64)
-        self._ids[row, at : at + len(tokens)] = added.to(self._ids.device)
-        for count in range(1, len(tokens) + 1):
-            self.lengths[row] = at + count
-            if self._streamer is not None:
-                self._streamer.put(added[count - 1 : count])
-            if self._others and bool(self._others(self.of(row), None).all()):
-                return True
-        return ended
-
-    def sequences(self, config: GenerationConfig) -> torch.Tensor:
-        """int64 [rows, length], padded on the right."""
-        longest = max(self.lengths)
-        sequences = self._ids[:, :longest].clone()
-        for row, length in enumerate(self.lengths):
-            if length < longest:
-                if config._pad_token_tensor is None:
-                    raise ValueError("pad_token_id is missing: rows end at different lengths and are padded with it")
-                sequences[row, length:] = config._pad_token_tensor
-        return sequences
+    items = [row.items(decoder.histories.response(row.number)) for row in rows]
+    ids = [[same for same, _ in own] for own in items]
+    if not scored:
+        return TextWithItems(sequences, ids, decoder.stats())
+    scores = [decoder.token_scores(row.number) for row in rows]
+    sums = [
+        np.array([of_row[place].sum() for _, place in own], dtype=np.float64)
+        for of_row, own in zip(scores, items, strict=True)
+    ]
+    return TextWithItems(sequences, ids, decoder.stats(), scores, sums)
 
 
 class _Decoder:
     """The loop: feed what is certain, choose what is not."""
 
     def __init__(
-        self, rows: list[ItemRow], cache: RaggedCache, choice: TokenChoice, histories: _Histories, begin_token_id: int
+        self,
+        rows: list[ItemRow],
+        cache: RaggedCache,
+        choice: TokenChoice,
+        histories: TextHistories,
+        begin_token_id: int,
     ) -> None:
         self._rows = rows
         self._cache = cache
@@ -261,6 +179,7 @@ class _Decoder:
         self.histories = histories
         self._begin = begin_token_id
         self._chosen = 0
+        self._log_probs: list[dict[int, float]] = [{} for _ in rows]  # of chosen tokens, by their place
 
     def run(self, prompts: list[list[int]], embeddings: tuple[torch.Tensor, torch.Tensor | None] | None) -> None:
         """Until every row has ended; ``embeddings`` are prompts given so, with their mask."""
@@ -295,8 +214,18 @@ class _Decoder:
             self._choice.pick(scores[at : at + 1], *what_may_follow(self._rows[row].matcher, self._begin))
             for at, row in enumerate(rows)
         ]
-        tokens: list[int] = torch.stack(picked).tolist()
+        log_probs = [log_prob for _, log_prob in picked if log_prob is not None]
+        if log_probs:
+            for row, log_prob in zip(rows, torch.stack(log_probs).tolist(), strict=True):
+                self._log_probs[row][self.histories.num_said(row)] = log_prob
+        tokens: list[int] = torch.stack([token for token, _ in picked]).tolist()
         return tokens
+
+    def token_scores(self, row: int) -> npt.NDArray[np.float64]:
+        """Log-probability of each token of a row's response, 0 where it was forced."""
+        scores = np.zeros(self.histories.num_said(row))
+        scores[list(self._log_probs[row])] = list(self._log_probs[row].values())
+        return scores
 
     def _drop(self, live: list[int], left: list[int], *, has_keys: bool) -> list[int]:
         if has_keys and left and len(left) < len(live):
@@ -305,7 +234,7 @@ class _Decoder:
 
     def stats(self) -> TextStats:
         """What it came to."""
-        said = sum(len(self.histories.response(row)) for row in range(len(self._rows)))
+        said = sum(self.histories.num_said(row) for row in range(len(self._rows)))
         return TextStats(
             self._cache.model_calls,
             self._cache.tokens,

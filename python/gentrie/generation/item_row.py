@@ -75,10 +75,13 @@ class ItemRow:
             raise RuntimeError(f"row {self.number}: token {token} was chosen but may not follow")
         return [token, *self._forced()]
 
-    def items(self, response: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-        """Item ids of each complete item of the response, those of one begun in the prompt first."""
+    def items(self, response: Sequence[int]) -> list[tuple[npt.NDArray[np.int64], slice]]:
+        """Item ids of each complete item of the response, and where in it its tokens behind the begin token stand.
+
+        An item begun in the prompt comes first; of it, the response has the tokens from its start on.
+        """
         tokens = [*self._open, *response]
-        found: list[npt.NDArray[np.int64]] = []
+        found: list[tuple[npt.NDArray[np.int64], slice]] = []
         at = 0
         while at < len(tokens):
             if tokens[at] != self._begin:
@@ -87,8 +90,10 @@ class ItemRow:
             length = _item_length(self._trie, tokens[at + 1 :])
             if length is None:
                 break
-            found.append(items_of(self._trie, self._chosen, tokens[at + 1 : at + 1 + length]))
-            at += 1 + length
+            begin, end = at + 1, at + 1 + length
+            place = slice(max(begin - len(self._open), 0), end - len(self._open))
+            found.append((items_of(self._trie, self._chosen, tokens[begin:end]), place))
+            at = end
         return found
 
     def _forced(self) -> list[int]:

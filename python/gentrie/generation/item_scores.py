@@ -76,7 +76,7 @@ class CatalogLeaves:
 
 
 class ItemScores:
-    """Item scores of each prompt, summed below the branches of a trie (D3, EMNLP 2024).
+    """Item scores of each prompt, summed below the branches of a trie (D3, EMNLP 2024, arXiv 2406.14900).
 
     Each range is summed by itself, none subtracted from another, so that small scores beside large ones keep their
     digits at any spread.

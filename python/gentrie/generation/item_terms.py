@@ -31,8 +31,11 @@ class ItemTerm(Protocol):
 
 
 class ShareTerm:
-    """D3 (EMNLP 2024): a token scores ``alpha * log p + (1 - alpha) * log q``, where q is its share of the item scores
-    below the allowed tokens."""
+    """D3 (EMNLP 2024, arXiv 2406.14900): a token scores ``alpha * log p + (1 - alpha) * log q``, where q is its share
+    of the item scores below the allowed tokens.
+
+    As ``CFEnhancedLogitsProcessor`` in ``code/LogitProcesser.py`` of github.com/SAI990323/DecodingMatters computes it,
+    whose ``guidance_scale`` is ``alpha``."""
 
     start = 0.0
 

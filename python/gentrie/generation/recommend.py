@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from gentrie import _validate
 from gentrie.generation.custom_generate import TrieBeamOutput
-from gentrie.generation.generate_with_items import TextWithItems
 from gentrie.generation.item_sampling import ItemSamples
 from gentrie.generation.recommendation_store import Recommendation, RecommendationStore
+from gentrie.generation.text_results import TextWithItems
 
 
 def recommend(
@@ -51,7 +51,8 @@ def recommend(
         Token ids of each prompt.
     search
         ``search(input_ids, attention_mask=mask)`` for a batch padded on the left, int64 [P, T] each; returns what one
-        of the searches here does, or anything with ``item_ids`` and ``sequences_scores`` for each prompt.
+        of the searches here does, or anything with ``item_ids`` and ``sequences_scores`` for each prompt, and maybe
+        ``sequences`` and ``token_scores``. What a call of it cost is in its own ``stats``.
     batch_size
         Prompts in a call.
     pad_token_id
@@ -129,14 +130,21 @@ def _padded(
 def _recommendations(result: Any) -> Iterator[Recommendation]:
     if isinstance(result, TrieBeamOutput):
         result = result.items
-    scores: Sequence[Sequence[float]]
+    columns: list[Any]
     if isinstance(result, TextWithItems):
-        item_ids, scores = result.items, [[]] * len(result.items)
+        columns = [result.items, result.item_log_probs, None, None]
     elif isinstance(result, ItemSamples):
-        item_ids, scores = result.item_ids, [own.tolist() for own in result.log_probs]
+        columns = [result.item_ids, result.log_probs, result.sequences, result.token_log_probs]
     elif hasattr(result, "item_ids") and hasattr(result, "sequences_scores"):
-        item_ids, scores = result.item_ids, result.sequences_scores
+        more = [getattr(result, name, None) for name in ("sequences", "token_scores")]
+        columns = [result.item_ids, result.sequences_scores, *more]
     else:
         raise TypeError(f"search returned a {type(result).__name__}, without item_ids and sequences_scores")
-    for items, own in zip(item_ids, scores, strict=True):
-        yield Recommendation([[int(item) for item in same] for same in items], [float(score) for score in own])
+    columns = [[[]] * len(columns[0]) if column is None else column for column in columns]
+    for item_ids, scores, sequences, token_scores in zip(*columns, strict=True):
+        yield Recommendation(
+            [[int(item) for item in same] for same in item_ids],
+            [float(score) for score in scores],
+            [[int(token) for token in tokens] for tokens in sequences],
+            [[float(score) for score in own] for own in token_scores],
+        )

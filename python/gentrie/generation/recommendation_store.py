@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gentrie import _validate
@@ -22,10 +22,16 @@ class Recommendation:
         For each sequence found, the items that share it.
     scores
         The score of each sequence; empty where the search gives none.
+    sequences
+        The tokens of each sequence; empty where the search does not give them by item, as text with items inside.
+    token_scores
+        The score of each of these tokens; empty where the search gives none.
     """
 
     item_ids: list[list[int]]
     scores: list[float]
+    sequences: list[list[int]] = field(default_factory=list)
+    token_scores: list[list[float]] = field(default_factory=list)
 
 
 class RecommendationStore:
@@ -92,7 +98,8 @@ class RecommendationStore:
                 )
             for line in lines[1:]:
                 entry = json.loads(line)
-                done[entry["prompt"]] = Recommendation(entry["item_ids"], entry["scores"])
+                number = entry.pop("prompt")
+                done[number] = Recommendation(**entry)
         return done
 
     def write(self, found: Mapping[int, Recommendation]) -> None:
@@ -105,7 +112,7 @@ class RecommendationStore:
         """
         lines = [] if self._begin() else [json.dumps(self._header)]
         for number, one in found.items():
-            lines.append(json.dumps({"prompt": number, "item_ids": one.item_ids, "scores": one.scores}))
+            lines.append(json.dumps({"prompt": number, **asdict(one)}))
         with open(self._own, "ab") as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()

@@ -51,6 +51,8 @@ class TokenChoice:
         Rows of the call.
     do_sample
         Sample from the softmax, or take the highest score, the lowest id among equals.
+    log_probs
+        Whether :meth:`pick` tells the tokens' log-probabilities.
 
     Raises
     ------
@@ -58,7 +60,9 @@ class TokenChoice:
         Naming a processor that needs to see every single step.
     """
 
-    def __init__(self, processors: LogitsProcessorList, *, num_rows: int, do_sample: bool) -> None:
+    def __init__(
+        self, processors: LogitsProcessorList, *, num_rows: int, do_sample: bool, log_probs: bool = False
+    ) -> None:
         for processor in processors:
             if type(processor).__name__ in _REFUSED:
                 raise ValueError(
@@ -71,6 +75,7 @@ class TokenChoice:
         self._processors = LogitsProcessorList(processors[:split])
         self._warpers = LogitsProcessorList(processors[split:])
         self._do_sample = do_sample
+        self._log_probs = log_probs
         self._num_rows = num_rows
 
     def processed(self, histories: Sequence[torch.Tensor], rows: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
@@ -105,8 +110,10 @@ class TokenChoice:
             scores[group] = self._processors(ids, whole)[numbers]  # type: ignore[arg-type]
         return scores
 
-    def pick(self, scores: torch.Tensor, allowed: npt.NDArray[np.int32] | None, closed: int | None) -> torch.Tensor:
-        """One row's token, int64 [].
+    def pick(
+        self, scores: torch.Tensor, allowed: npt.NDArray[np.int32] | None, closed: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One row's token, int64 [], and its log-probability, float32 [], or None where it is not asked for.
 
         Parameters
         ----------
@@ -128,7 +135,9 @@ class TokenChoice:
         if self._warpers:
             scores = self._warpers(None, scores)  # type: ignore[arg-type]
         at = torch.multinomial(scores.softmax(-1), num_samples=1)[0] if self._do_sample else scores.argmax(-1)
-        return (at if tokens is None else tokens[at]).reshape(())
+        token = at if tokens is None else tokens[at]
+        log_prob = scores.log_softmax(-1)[0, at].reshape(()) if self._log_probs else None
+        return token.reshape(()), log_prob
 
 
 def what_may_follow(matcher: _core.Matcher, begin_token_id: int) -> tuple[npt.NDArray[np.int32] | None, int | None]:

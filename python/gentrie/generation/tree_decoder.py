@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from gentrie.generation._compiled import uncompiled
+from gentrie.generation._compiled import Uncompiled
 from gentrie.generation.tree_attention import UnsupportedModelError
 from gentrie.generation.tree_head import TreeHead, WholeHead
 from gentrie.generation.tree_packed import PackedForward
@@ -51,9 +51,9 @@ class TreeDecoder:
     ----------
     model
         A decoder-only model or an encoder-decoder with an LM head, in evaluation mode; also wrapped by PEFT (but not
-        prompt tuning), by DDP or, with a warning, compiled. Its attention setting is exchanged during each call and
-        restored, so other threads may not use it meanwhile. Soft-caps and windows of the attention are honoured in any
-        setting.
+        prompt tuning), by DDP or, with a warning, compiled. Its attention setting and whatever of it is compiled are
+        exchanged during each call and restored, so other threads may not use it meanwhile. Soft-caps and windows of the
+        attention are honoured in any setting.
     input_ids
         int64 [B, T].
     attention_mask
@@ -86,11 +86,11 @@ class TreeDecoder:
         decoder_start_token_id: int | None = None,
         whole_model: bool = False,
     ) -> None:
-        self._model = _language_model(model)
+        self._model, self._uncompiled = _language_model(model)
         self._slots = TreeSlots()
         self.stats = TreeStats()
         self._start, self._whole = decoder_start_token_id, whole_model
-        with torch.no_grad():
+        with torch.no_grad(), self._uncompiled:
             self._head = WholeHead(self._model) if whole_model else TreeHead(self._model)
         self._forward: PackedForward | PaddedForward | None = None
         self.prompt_slots, self.prompt_hidden = self.add_prompts(
@@ -137,7 +137,8 @@ class TreeDecoder:
         if encoder_outputs is not None and not self._model.config.is_encoder_decoder:
             raise ValueError(f"encoder_outputs: {type(self._model).__name__} has no encoder")
         inputs, lengths = _packed_prompts(prompts, attention_mask)
-        hidden = self._encode(inputs, lengths, encoded=encoder_outputs is not None)
+        with self._uncompiled:
+            hidden = self._encode(inputs, lengths, encoded=encoder_outputs is not None)
         self.stats.prompt_calls += 1
         self.stats.prompt_tokens += int(lengths.sum())
         return self._slots.add_prompts(lengths), hidden
@@ -180,7 +181,8 @@ class TreeDecoder:
         ids = ids.astype(np.int64)
         slots = self._slots.add_rows(behind.astype(np.int64), ids)
         try:
-            hidden = self._forward.extend(slots, torch.from_numpy(ids).to(self.device))
+            with self._uncompiled:
+                hidden = self._forward.extend(slots, torch.from_numpy(ids).to(self.device))
         except BaseException:
             self._slots.drop(slots)
             raise
@@ -202,7 +204,8 @@ class TreeDecoder:
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
         """The model's logits [N, vocabulary] of hidden states [N, D], or [N, tokens] of the tokens [tokens] alone."""
-        return self._head.logits(hidden, token_ids)
+        with self._uncompiled:
+            return self._head.logits(hidden, token_ids)
 
     @property
     def _vocabulary(self) -> int:
@@ -231,11 +234,13 @@ class TreeDecoder:
         return self._forward.encode(inputs, lengths)
 
 
-def _language_model(model: Any) -> PreTrainedModel:
-    """The model inside wrappers, checked."""
+def _language_model(model: Any) -> tuple[PreTrainedModel, Uncompiled]:
+    """The model inside wrappers, checked, and how to run it."""
+    uncompiled = Uncompiled(model, stacklevel=3)
+    model = uncompiled.model
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    model = uncompiled(model, stacklevel=3)
+        model = getattr(model, "_orig_mod", model)
     if hasattr(model, "get_base_model"):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             raise ValueError(
@@ -246,7 +251,7 @@ def _language_model(model: Any) -> PreTrainedModel:
         raise TypeError(f"model is {type(model).__name__}, expected a transformers PreTrainedModel")
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes its answers: call model.eval()")
-    return model
+    return model, uncompiled
 
 
 def _packed_prompts(prompts: dict[str, Any], attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, Int64Array]:

@@ -8,7 +8,7 @@ for _module in ("torch", "transformers"):
 from gentrie.training._moments import LogitMoments  # noqa: E402
 from gentrie.training._reduce import LossStats  # noqa: E402
 from gentrie.training.adaptive_tau import AdaptiveTau  # noqa: E402
-from gentrie.training.beam_objective import beam_search_objective  # noqa: E402
+from gentrie.training.beam_objective import BeamObjectiveStats, beam_search_objective  # noqa: E402
 from gentrie.training.bear import bear_loss, linear_bear_loss  # noqa: E402
 from gentrie.training.collator import ItemCollator  # noqa: E402
 from gentrie.training.full_vocabulary import linear_sft_loss, sft_loss  # noqa: E402
@@ -25,6 +25,7 @@ from gentrie.training.token_logprobs import (  # noqa: E402
 
 __all__ = [
     "AdaptiveTau",
+    "BeamObjectiveStats",
     "BearTrainer",
     "ItemCollator",
     "LogitMoments",

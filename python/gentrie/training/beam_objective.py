@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,33 @@ from gentrie.trie import TokenTrie
 NextLogits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class BeamObjectiveStats:
+    """What :func:`beam_search_objective` saw, outside the graph.
+
+    Attributes
+    ----------
+    num_labels
+        Labels that count.
+    mean_log_prob
+        Mean log-probability of these labels over their scopes; a tensor of no dimensions.
+    violation_rate
+        Share of the target's prefixes that the beam search loses: their log-probability is below ``beta_t``, by more
+        than rounding; a tensor of no dimensions.
+    pruned_rate
+        Share of the prompts that lose any prefix of their target; a tensor of no dimensions.
+    model_calls, rows
+        Calls of ``next_logits``, and prefixes in them.
+    """
+
+    num_labels: int
+    mean_log_prob: torch.Tensor
+    violation_rate: torch.Tensor
+    pruned_rate: torch.Tensor
+    model_calls: int
+    rows: int
+
+
 def beam_search_objective(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -34,7 +61,8 @@ def beam_search_objective(
     scope: ScopeName = "trie",
     reduction: str = "mean",
     ignore_index: int = -100,
-) -> torch.Tensor:
+    return_stats: bool = False,
+) -> Any:
     """Likelihood, regularised by whether each prefix of the target survives the beam search (eq. 3.1).
 
     For every prompt the constrained beam search of width B runs along with the target item y. With ``log P`` the
@@ -58,6 +86,8 @@ def beam_search_objective(
         As in :func:`bear_loss`.
     reduction
         ``"mean"``: divided by the number of labels that count; ``"sum"``; or ``"none"`` for [N, T].
+    return_stats
+        Return ``(loss, BeamObjectiveStats)``.
 
     Raises
     ------
@@ -89,9 +119,29 @@ def beam_search_objective(
         thresholds = search.thresholds(counts.sum(1).tolist(), labels.shape[1], log_prob)
     margins = (thresholds - log_prob.cumsum(1)) / reg_temperature
     losses = (reg_weight * logsigmoid(margins) - log_prob) * counts
-    if reduction == "none":
-        return losses
-    return losses.sum() / counts.sum().clamp(min=1) if reduction == "mean" else losses.sum()
+    total, num_labels = losses.sum(), int(counts.sum())
+    value = {"mean": total / max(1, num_labels), "sum": total, "none": losses}[reduction]
+    if not return_stats:
+        return value
+    with torch.no_grad():
+        rounding = 64 * torch.finfo(thresholds.dtype).eps * thresholds.abs().clamp(min=1)
+        lost = (thresholds - log_prob.cumsum(1) > rounding) & counts
+        return value, BeamObjectiveStats(
+            num_labels=num_labels,
+            mean_log_prob=(log_prob.detach() * counts).sum() / max(1, num_labels),
+            violation_rate=lost.sum() / max(1, num_labels),
+            pruned_rate=lost.any(1).sum() / counts.any(1).sum().clamp(min=1),
+            model_calls=search.calls.model_calls,
+            rows=search.calls.rows,
+        )
+
+
+@dataclass
+class _Calls:
+    """What the search asked of the model."""
+
+    model_calls: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +163,7 @@ class _Search:
     beam_width: int
     tau: float
     scope: ScopeName
+    calls: _Calls = field(default_factory=_Calls)
 
     def thresholds(self, lengths: list[int], num_steps: int, like: torch.Tensor) -> torch.Tensor:
         """[prompts, steps], the B-th largest score of each step, up to each prompt's length; 0 beyond."""
@@ -134,6 +185,8 @@ class _Search:
         """Logits over the temperature after each live beam, in float64."""
         if not live:
             return []
+        self.calls.model_calls += 1
+        self.calls.rows += len(live)
         prompts = torch.tensor([prompt for prompt, _ in live], device=device)
         prefixes = torch.tensor([beam.tokens for _, beam in live], dtype=torch.int64, device=device)
         return list((self.next_logits(prompts, prefixes).double() / self.tau).cpu())

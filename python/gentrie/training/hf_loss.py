@@ -43,6 +43,11 @@ class TrieLoss:
     **options
         Further arguments of ``loss``. ``normalizer`` is ``num_items_in_batch`` unless it is given here, so that
         gradient accumulation equals one big batch; one that depends on the micro-batch is refused.
+
+    Attributes
+    ----------
+    stats : LossStats or None
+        Those of the last micro-batch, where ``options`` hold ``return_stats=True``: the Trainer takes the loss alone.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class TrieLoss:
             begin_token_id = _validate.integer("begin_token_id", begin_token_id, 0, trie.vocab_size - 1)
         self._trie, self._loss, self._begin = trie, loss, begin_token_id
         self._shift, self._ignore_index, self._options = shift, ignore_index, options
+        self.stats: Any = None
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -72,10 +78,11 @@ class TrieLoss:
         if self._shift:
             logits, labels, states = logits[:, :-1], labels[:, 1:], states[:, 1:]
         options = {"normalizer": trainer_normalizer(num_items_in_batch), **self._options}
-        loss: torch.Tensor = self._loss(
-            logits, labels, trie=self._trie, states=states, ignore_index=self._ignore_index, **options
-        )
-        return loss
+        loss = self._loss(logits, labels, trie=self._trie, states=states, ignore_index=self._ignore_index, **options)
+        if options.get("return_stats"):
+            loss, self.stats = loss
+        result: torch.Tensor = loss
+        return result
 
 
 def trainer_normalizer(num_items_in_batch: torch.Tensor | int | None) -> Any:

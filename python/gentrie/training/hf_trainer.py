@@ -43,6 +43,11 @@ class BearTrainer(Trainer):
     adaptive_tau
         Gives the loss its ``tau`` and learns from every training step.
 
+    Attributes
+    ----------
+    loss_stats : LossStats or None
+        Those of the last micro-batch, where ``loss_options`` hold ``return_stats=True`` or ``adaptive_tau`` is given.
+
     Raises
     ------
     ValueError, TypeError
@@ -85,6 +90,7 @@ class BearTrainer(Trainer):
         self._states: torch.Tensor | None = None
         self._hidden: torch.Tensor | None = None
         self._is_checked = False
+        self.loss_stats: Any = None
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As ``Trainer.compute_loss``; ``inputs`` may hold ``states``."""
@@ -139,6 +145,7 @@ class BearTrainer(Trainer):
         learns_tau = self._adaptive_tau is not None and plain.training
         if self._adaptive_tau is not None:
             options["tau"] = self._adaptive_tau.value
+        options["return_stats"] = learns_tau or bool(options.get("return_stats"))
         loss = self._loss(
             hidden,
             head.weight,
@@ -148,12 +155,12 @@ class BearTrainer(Trainer):
             lm_head_bias=head.bias,
             logit_softcap=softcap,
             logit_scale=scale,
-            return_stats=learns_tau,
             **options,
         )
+        if options["return_stats"]:
+            loss, self.loss_stats = loss
         if self._adaptive_tau is not None and learns_tau:
-            loss, stats = loss
-            self._adaptive_tau.update(stats)
+            self._adaptive_tau.update(self.loss_stats)
         result: torch.Tensor = loss
         return result
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from gentrie import _validate
 from gentrie.evaluation import hit_rate, ndcg
 from gentrie.generation.beam_search import beam_search
+from gentrie.item_filter import ItemFilter, make_filters
 from gentrie.trie import TokenTrie
 
 Recommend = Callable[[Any, Sequence[Sequence[int]], int], npt.NDArray[np.int64]]
@@ -30,6 +31,7 @@ def beam_recommend(
     pad_token_id: int,
     batch_size: int = 16,
     length_penalty: float = 0.0,
+    item_filter: Any = None,
 ) -> npt.NDArray[np.int64]:
     """The ``num_items`` best items behind each prompt by constrained beam search.
 
@@ -49,11 +51,22 @@ def beam_recommend(
         Prompts that are searched together.
     length_penalty
         As in ``generate``.
+    item_filter
+        Items that may be given, as in :func:`gentrie.generation.beam_search`; also one a prompt.
 
     Returns
     -------
     int64 [users, num_items], best first; where several items share a title, the smallest id; -1 where fewer were found.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a list of filters that holds not one a prompt, and what ``beam_search`` refuses.
     """
+    made = make_filters(trie, item_filter)
+    filters = [None if core is None else ItemFilter(core, trie, "") for core in made]
+    if len(filters) not in (1, len(prompts)):
+        raise ValueError(f"item_filter has {len(filters)} entries for {len(prompts)} prompts")
     lists = np.full((len(prompts), num_items), -1, dtype=np.int64)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for start in range(0, len(order), batch_size):
@@ -69,6 +82,7 @@ def beam_recommend(
             attention_mask=mask,
             beam_width=num_items,
             length_penalty=length_penalty,
+            item_filter=filters[0] if len(filters) == 1 else [filters[row] for row in rows],
         )
         for row, items in zip(rows, found.item_ids, strict=True):
             lists[row, : len(items)] = [int(same.min()) for same in items]
@@ -90,6 +104,8 @@ class RecommendationCallback(TrainerCallback):
         As in :func:`beam_recommend`.
     ks
         Cut-offs K; the largest is the number of items asked for.
+    item_filter
+        As in :func:`beam_recommend`, for the default ``recommend`` alone.
     recommend
         ``recommend(model, prompts, num_items)`` gives item ids [users, num_items], best first, -1 where fewer.
         Default: :func:`beam_recommend`.
@@ -109,7 +125,10 @@ class RecommendationCallback(TrainerCallback):
         pad_token_id: int,
         ks: Sequence[int] = (10,),
         recommend: Recommend | None = None,
+        item_filter: Any = None,
     ) -> None:
+        if recommend is not None and item_filter is not None:
+            raise ValueError("item_filter is given to a recommend of one's own, which does not get it")
         if len(prompts) != len(targets):
             raise ValueError(f"prompts are of {len(prompts)} users, targets of {len(targets)}")
         for row, prompt in enumerate(prompts):
@@ -120,7 +139,7 @@ class RecommendationCallback(TrainerCallback):
         self._ks = [_validate.integer("ks", k, 1, 512) for k in ks]
         self._trie, self._prompts = trie, prompts
         self._targets = _validate.int64_array("targets", targets)
-        self._pad_token_id, self._recommend = pad_token_id, recommend
+        self._pad_token_id, self._recommend, self._filter = pad_token_id, recommend, item_filter
         self.history: list[dict[str, float]] = []
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -148,4 +167,11 @@ class RecommendationCallback(TrainerCallback):
         most = max(self._ks)
         if self._recommend is not None:
             return self._recommend(model, self._prompts, most)
-        return beam_recommend(model, self._prompts, most, trie=self._trie, pad_token_id=self._pad_token_id)
+        return beam_recommend(
+            model,
+            self._prompts,
+            most,
+            trie=self._trie,
+            pad_token_id=self._pad_token_id,
+            item_filter=self._filter,
+        )
