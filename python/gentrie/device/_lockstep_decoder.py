@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from gentrie.generation.tree_attention import Step, tree_attention
+from gentrie.generation.tree_attention import Step
 from gentrie.generation.tree_blocks import Block
 from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.generation.tree_packed import PackedForward
 
 _HEAD_ROWS = 256
 """Rows of logits over the whole vocabulary that are held at a time beside those of the catalog."""
@@ -60,18 +59,18 @@ class LockstepDecoder:
         temperature: float = 1.0,
     ) -> None:
         self._decoder = TreeDecoder(model, input_ids, attention_mask)
-        forward = self._decoder._forward
-        if not isinstance(forward, PackedForward):
+        forward = self._decoder.packed_forward
+        if forward is None:
             raise ValueError(
                 f"{type(model).__name__} does not call the attention interface of transformers in every layer: "
                 "use gentrie.generation.beam_search"
             )
         self._forward, device = forward, self._decoder.device
         self._token_ids, self._over_vocab, self._temperature = token_ids, over_vocab, temperature
-        lengths = torch.from_numpy(self._decoder._slots.prompt_lengths).to(device)
+        lengths = torch.from_numpy(self._decoder.prompt_lengths).to(device)
         self.num_prompts, self._beam_width = len(lengths), beam_width
         rows = self.num_prompts * beam_width
-        forward._cache.capacity = rows * max(max_length - 1, 1)
+        forward.reserve(rows * max(max_length - 1, 1))
         self._row = torch.arange(rows, device=device)
         self._prompt = self._row // beam_width
         self._lengths = lengths
@@ -118,15 +117,7 @@ class LockstepDecoder:
             positions=positions.view(-1, width),
         )
         step = Step(slots, self._places, torch.ones_like(self._places, dtype=torch.bool), [block])
-        with tree_attention(self._forward._configs, self._forward._cache, step):
-            output = self._forward._body(
-                input_ids=tokens.flatten().clamp(min=0)[None],
-                position_ids=positions[None],
-                past_key_values=self._forward._cache,
-                use_cache=True,
-                return_dict=True,
-            )
-        return self._logits(output.last_hidden_state[0])
+        return self._logits(self._forward.run(tokens.flatten().clamp(min=0), positions, step))
 
     def _logits(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not self._over_vocab or self._token_ids is None:

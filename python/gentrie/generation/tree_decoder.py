@@ -111,7 +111,17 @@ class TreeDecoder:
     @property
     def packed(self) -> bool:
         """Whether rows are packed rather than padded."""
-        return isinstance(self._forward, PackedForward)
+        return self.packed_forward is not None
+
+    @property
+    def packed_forward(self) -> PackedForward | None:
+        """What calls the model on packed rows; None where rows are padded."""
+        return self._forward if isinstance(self._forward, PackedForward) else None
+
+    @property
+    def prompt_lengths(self) -> Int64Array:
+        """int64 [B], tokens of each prompt."""
+        return self._slots.prompt_lengths
 
     @property
     def nbytes(self) -> tuple[int, int]:
