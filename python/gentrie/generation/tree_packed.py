@@ -41,12 +41,17 @@ class PackedForward:
         """Bytes of the keys and values of prompts and of decoded tokens."""
         return self._cache.nbytes
 
-    def encode(self, inputs: torch.Tensor, lengths: Int64Array) -> torch.Tensor:
-        """Hidden states [prompts, D] behind prompts packed one after the other, ids [sum] or embeddings [sum, D]."""
+    def encode(self, inputs: torch.Tensor, lengths: Int64Array, *, replaces: int | None = None) -> torch.Tensor:
+        """Hidden states [prompts, D] behind prompts packed one after the other, ids [sum] or embeddings [sum, D].
+
+        ``replaces`` is the number of an earlier call, with as many prompts, of which the longest is as long: their keys
+        and values go to the addresses of that call's.
+        """
+        batch = len(self._batches) if replaces is None else replaces
         ends = np.cumsum(lengths)
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         nothing = torch.empty(positions.size, 0, dtype=torch.int64, device=inputs.device)
-        step = Step(None, nothing, nothing.bool(), [prompt_block(len(self._batches), lengths, inputs.device)])
+        step = Step(None, nothing, nothing.bool(), [prompt_block(batch, lengths, inputs.device)])
         last = on_device(ends - 1, inputs.device)
         try:
             hidden = self.run(inputs, on_device(positions, inputs.device), step, last if self._some_logits else None)
@@ -58,7 +63,8 @@ class PackedForward:
             raise UnsupportedModelError(
                 f"{type(self._body).__name__} does not use the attention interface in every layer"
             )
-        self._batches.append((sum(size for _, size in self._batches), lengths.size))
+        if replaces is None:
+            self._batches.append((sum(size for _, size in self._batches), lengths.size))
         return hidden if self._some_logits else hidden[last]
 
     def extend(self, slots: Int64Array, tokens: torch.Tensor) -> torch.Tensor:
