@@ -36,7 +36,8 @@ class Step:
     slots
         int64 [N], pool rows to store the new keys and values in; None while prompts are encoded.
     ancestors
-        int64 [N, L], pool rows of the tokens before each row, itself first; 0 where ``above`` is False.
+        int64 [N, L], pool rows of the tokens before each row, itself first; any pool row where ``above`` is
+        False.
     above
         bool [N, L].
     blocks

@@ -121,7 +121,7 @@ class _Server:
             found, _, _ = self.request()
             _check_same(found, expected)
         except (RuntimeError, ValueError) as problem:  # of torch, or of what was found
-            self.note = f"not in a CUDA graph: {str(problem).strip().splitlines()[0]}"
+            self.note = f"not in a CUDA graph: {problem}".splitlines()[0]
             self._replay = None
 
     def figures(self, name: str, requests: int, rounds: int) -> list[GpuFigure]:
