@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
 from tree_models import tree_model
 
 from gentrie import ItemFilter, TokenTrie
-from gentrie.device import DeviceFilter, DeviceTrie, TrieBank, device_beam_search
+from gentrie.device import DeviceBeamStepper, DeviceFilter, DeviceTrie, TrieBank, device_beam_search
 from gentrie.device._lockstep_decoder import LockstepDecoder
 from gentrie.generation import beam_search
 
@@ -128,6 +129,67 @@ def test_keys_and_values_of_prompts_are_held_once() -> None:
     decoder.extend(torch.full((3, 5), 7), torch.zeros(3, 5, dtype=torch.int64))
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert decoder.nbytes == (ids.numel() * per_token, 3 * 5 * 2 * per_token)
+
+
+def searched(advance: Callable[[], object], decoder: LockstepDecoder, stepper: DeviceBeamStepper) -> list[Any]:
+    """Items of all prompts, from logits behind the prompts on."""
+    stepper.reset()
+    stepper.step(decoder.prompt_logits()[0])
+    for _ in range(stepper.max_length - 1):
+        advance()
+    return stepper.result()
+
+
+@pytest.mark.parametrize(
+    ("device", "in_graph"),
+    [
+        ("cpu", False),
+        pytest.param("cuda", False, marks=pytest.mark.gpu),
+        pytest.param("cuda", True, marks=pytest.mark.gpu),
+    ],
+)
+def test_prompts_in_the_place_of_others(device: str, in_graph: bool) -> None:
+    """In the same memory, also from a step that was captured for the former ones."""
+    codes = np.random.default_rng(0).integers(4, 40, size=(300, 4))
+    trie = TokenTrie.from_sequences(codes, vocab_size=VOCAB_SIZE)
+    ids, mask = (part.to(device) for part in padded())
+    pairs = [(ids, mask), (ids.flip(0), mask.flip(0)), (ids, mask)]
+    model = tree_model("Qwen3").to(device)
+
+    def advance() -> None:
+        stepper.step(decoder.extend(stepper.tokens, stepper.parents)[0])
+
+    try:
+        stepper = DeviceBeamStepper(DeviceTrie(trie, device), num_prompts=3, beam_width=5)
+        expected = []
+        for pair in pairs:
+            decoder = LockstepDecoder(model, *pair, beam_width=5, max_length=4, token_ids=None, over_vocab=False)
+            expected.append(searched(advance, decoder, stepper))
+        again: Callable[[], object] = advance
+        if in_graph:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                advance()
+            again = graph.replay
+        for pair, wanted in zip(pairs, expected, strict=True):
+            decoder.replace_prompts(*pair)
+            for found, items in zip(searched(again, decoder, stepper), wanted, strict=True):
+                assert found.sequences == items.sequences
+                np.testing.assert_allclose(found.scores, items.scores, rtol=TOLERANCE)
+    finally:
+        model.cpu()
+
+
+def test_prompts_that_do_not_fit_in_the_place_of_others() -> None:
+    ids, mask = padded()
+    decoder = LockstepDecoder(
+        tiny_model("llama"), ids, mask, beam_width=2, max_length=2, token_ids=None, over_vocab=False
+    )
+    before = decoder.prompt_logits()[0]
+    for wrong in (ids[:2], ids[:, 1:]):
+        with pytest.raises(ValueError, match="expected 3 of at most 4"):
+            decoder.replace_prompts(wrong)
+    assert torch.equal(decoder.prompt_logits()[0], before)
 
 
 @pytest.mark.parametrize("scope", ["trie", "vocab"])

@@ -14,7 +14,7 @@ from strategies import EOS
 from gentrie import TokenTrie, training
 from gentrie.device import warmup
 from gentrie.device._toolchain import ahead_of_time
-from gentrie.device.warmup import _titles
+from gentrie.device._warmup_steps import titles
 
 SHAPES = ("--dtype", "fp32", "--vocab-size", "130")
 BATCH = ("--beams", "2", "--prompts", "3")
@@ -58,6 +58,11 @@ def test_a_later_process_compiles_nothing(catalog: Path, tmp_path: Path):
     folder = tmp_path / "made" / "cache"
     first = compiled_by(catalog, folder, "--beams", "1", "--arch", "sm_90")
     assert first.keys() == SERVING
+    before = set(folder.rglob("*.cubin"))
+    searched = run(Path(__file__).with_name("warm_searches.py"), catalog, "1", TRITON_CACHE_DIR=str(folder))
+    assert searched.returncode == 0, searched.stderr
+    assert searched.stdout == "36 launches\n"
+    assert set(folder.rglob("*.cubin")) == before
     assert compiled_by(catalog, folder, "--beams", "1", "--arch", "sm_90") == {}
 
 
@@ -78,7 +83,6 @@ import torch
 from gentrie import TokenTrie, training
 from gentrie.device import DeviceTrie, fill_bitmask
 from gentrie.generation import TrieLogitsProcessor
-from gentrie.kernels.beam_step import beam_step
 trie = TokenTrie.load({str(catalog)!r})
 for length in (16, 32, 21):
     ids = torch.full((6, length), 3, device="cuda")
@@ -88,8 +92,6 @@ tries, states = DeviceTrie(trie, "cuda"), torch.zeros(6, dtype=torch.int64, devi
 fill_bitmask(
     torch.empty(6, 5, dtype=torch.int32, device="cuda"), states, tries, eos_token_ids=torch.tensor([{EOS}]).cuda()
 )
-logits = torch.randn(6, 130, device="cuda")
-beam_step(logits, states, logits[:, 0], 2, 2, False, None, False, trie.max_branching, tries.descriptors, *[None] * 3)
 labels = torch.tensor([[5, 6, 7, {EOS}], [10, {EOS}, -100, -100], [70, 8, {EOS}, -100]], device="cuda")
 hidden = torch.randn(3, 4, 64, device="cuda", requires_grad=True)
 weight = torch.randn(130, 64, device="cuda", requires_grad=True)
@@ -97,8 +99,10 @@ training.bear_loss(hidden @ weight.T, labels, trie=trie, beam_width=2).backward(
 training.linear_bear_loss(hidden, weight, labels, trie=trie, beam_width=2).backward()
 torch.cuda.synchronize()
 """
-    done = run("-c", code, TRITON_CACHE_DIR=str(folder))
-    assert done.returncode == 0, done.stderr
+    searches = Path(__file__).with_name("warm_searches.py"), catalog, "2", "cuda"
+    for command in (("-c", code), searches):
+        done = run(*command, TRITON_CACHE_DIR=str(folder))
+        assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.cubin")} == before
 
 
@@ -138,6 +142,6 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_titles_are_sequences_that_losses_take():
     trie = trie_of()
-    titles = _titles(trie, 4)
-    assert titles.tolist() == [[5, 6, 7, EOS], [10, EOS, -100, -100], [70, 8, EOS, -100], [5, 9, EOS, -100]]
-    assert training.bear_loss(torch.zeros(4, 4, 130), titles, trie=trie).isfinite()
+    rows = titles(trie, 4)
+    assert rows.tolist() == [[5, 6, 7, EOS], [10, EOS, -100, -100], [70, 8, EOS, -100], [5, 9, EOS, -100]]
+    assert training.bear_loss(torch.zeros(4, 4, 130), rows, trie=trie).isfinite()

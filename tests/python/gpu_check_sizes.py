@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from gentrie.bench.gpu import beam_step, beam_step_titles, bear_loss, generate, topb_threshold, trie_linear, trie_mask
+from gentrie.bench.gpu import (
+    beam_step,
+    beam_step_titles,
+    bear_loss,
+    generate,
+    request,
+    topb_threshold,
+    trie_linear,
+    trie_mask,
+)
 from gentrie.bench.models import MODELS
 
 TITLES = {"items": 30, "vocab_size": 1100}
@@ -18,4 +27,24 @@ TINY: dict[str, Any] = {
     "bear-loss": bear_loss.Sizes(tokens=3, **TITLES),
     "trie-linear": trie_linear.Sizes(tokens=8, hidden_size=16, **TITLES),
     "generate": generate.Sizes(model="tiny", items=30, prompt_tokens=8, new_tokens=4, calls=2, profiled=2),
+    "request": request.Sizes(
+        shape=request.QWEN3_1_7B
+        | {
+            "vocab_size": 50,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+        },
+        beams=(3,),
+        batches=(1,),
+        items=60,
+        length=2,
+        num_codes=8,
+        prompt_tokens=5,
+        requests=1,
+        dtype="float32",
+    ),
 }

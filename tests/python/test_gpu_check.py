@@ -39,7 +39,7 @@ def test_benchmark_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch):
         if figure.median is None:
             assert figure.note
         else:
-            assert figure.low <= figure.median <= figure.high
+            assert figure.low <= figure.median <= figure.high <= figure.p95 <= figure.p99
             assert min(figure.rounds) <= figure.low <= figure.high <= max(figure.rounds)
 
 
@@ -84,6 +84,7 @@ def test_one_failure_does_not_lose_the_others(tmp_path: Path):
     (figure,) = saved["benchmarks"]["counts"]["figures"]
     assert GpuFigure(**figure | {"rounds": tuple(figure["rounds"])}) == found["counts"].figures[0]
     assert "FAILED" in shown(found)
+    assert "9.5, 9.9" in shown(found)  # percentiles of 0 to 10
 
 
 def shown(benchmarks: dict[str, Outcome]) -> str:

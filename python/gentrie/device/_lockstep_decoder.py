@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from gentrie.generation.tree_attention import Step, tree_attention
-from gentrie.generation.tree_blocks import Block
+from gentrie.generation.tree_attention import Step
+from gentrie.generation.tree_blocks import Block, on_device
 from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.generation.tree_packed import PackedForward
 
 _HEAD_ROWS = 256
 """Rows of logits over the whole vocabulary that are held at a time beside those of the catalog."""
@@ -18,7 +17,8 @@ _HEAD_ROWS = 256
 class LockstepDecoder:
     """Prompts, each encoded once and its keys and values held once, and the tokens of their beams behind them.
 
-    All that a step needs lies on the device and has a shape known beforehand. Keys and values of every token that was
+    All that a step needs lies on the device, and neither its shapes nor its addresses change from one to the next or
+    with other prompts: it can be captured in a CUDA graph behind a first one. Keys and values of every token that was
     read stay where they were written; what a beam attends to is a row of places, gathered from its parent's.
 
     Parameters
@@ -28,7 +28,7 @@ class LockstepDecoder:
     beam_width
         Beams of each prompt.
     max_length
-        Steps at most, that is, calls of :meth:`extend` and one.
+        Steps at most, that is, calls of :meth:`extend` and one. Later calls overwrite the last.
     token_ids
         int64 [tokens] on the model's device: columns of logits; None: the whole vocabulary.
     over_vocab
@@ -60,28 +60,39 @@ class LockstepDecoder:
         temperature: float = 1.0,
     ) -> None:
         self._decoder = TreeDecoder(model, input_ids, attention_mask)
-        forward = self._decoder._forward
-        if not isinstance(forward, PackedForward):
+        steps = max(max_length - 1, 1)
+        forward = self._decoder.packed_forward
+        if forward is None:
             raise ValueError(
                 f"{type(model).__name__} does not call the attention interface of transformers in every layer: "
                 "use gentrie.generation.beam_search"
             )
         self._forward, device = forward, self._decoder.device
         self._token_ids, self._over_vocab, self._temperature = token_ids, over_vocab, temperature
-        lengths = torch.from_numpy(self._decoder._slots.prompt_lengths).to(device)
+        lengths = torch.from_numpy(self._decoder.prompt_lengths).to(device)
         self.num_prompts, self._beam_width = len(lengths), beam_width
         rows = self.num_prompts * beam_width
-        forward._cache.capacity = rows * max(max_length - 1, 1)
+        forward.reserve(rows * steps)
         self._row = torch.arange(rows, device=device)
         self._prompt = self._row // beam_width
         self._lengths = lengths
-        self._places = self._row.new_empty(rows, 0)
-        """int64 [rows, steps], where the keys and values of each beam's tokens are stored, its last one's first."""
+        self._depth = self._row.new_zeros(1)
+        """int64 [1], tokens that each beam has; on the device, so that one captured step serves every depth."""
+        self._places = self._row.new_zeros(rows, steps)
+        """int64 [rows, steps], where the keys and values of each beam's tokens are stored, its last one's first; any
+        others behind those."""
+        self._column = torch.arange(steps, device=device)
 
     @property
     def nbytes(self) -> tuple[int, int]:
         """Bytes of keys and values: of prompts, and of the beams' tokens."""
         return self._forward.nbytes
+
+    def replace_prompts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
+        """Begin with other prompts, in the same memory; see :meth:`gentrie.generation.TreeDecoder.replace_prompts`."""
+        self._decoder.replace_prompts(input_ids, attention_mask)
+        self._lengths.copy_(on_device(self._decoder.prompt_lengths, self._lengths.device))
+        self._depth.zero_()
 
     @torch.no_grad()
     def prompt_logits(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -103,11 +114,12 @@ class LockstepDecoder:
         Logits [prompts * beam_width, columns], and float32 [prompts * beam_width] what normalises them over the whole
         vocabulary, where the columns are not that and it is wanted.
         """
-        width, num_fed = self._beam_width, self._places.shape[1]
+        width = self._beam_width
         parent = self._prompt * width + parents.flatten().clamp(min=0)
-        slots = self._row + num_fed * len(self._row)
-        self._places = torch.cat([slots[:, None], self._places[parent]], dim=1)
-        positions = self._lengths[self._prompt] + num_fed
+        slots = self._row + self._depth * len(self._row)
+        self._places.copy_(torch.cat([slots[:, None], self._places[parent, :-1]], dim=1))
+        above = (self._column <= self._depth).expand_as(self._places)
+        positions = self._lengths[self._prompt] + self._depth
         block = Block(
             batch=0,
             prompts=None,
@@ -117,16 +129,9 @@ class LockstepDecoder:
             lengths=self._lengths,
             positions=positions.view(-1, width),
         )
-        step = Step(slots, self._places, torch.ones_like(self._places, dtype=torch.bool), [block])
-        with tree_attention(self._forward._configs, self._forward._cache, step):
-            output = self._forward._body(
-                input_ids=tokens.flatten().clamp(min=0)[None],
-                position_ids=positions[None],
-                past_key_values=self._forward._cache,
-                use_cache=True,
-                return_dict=True,
-            )
-        return self._logits(output.last_hidden_state[0])
+        hidden = self._forward.run(tokens.flatten().clamp(min=0), positions, Step(slots, self._places, above, [block]))
+        self._depth.add_(1).clamp_(max=len(self._column) - 1)
+        return self._logits(hidden)
 
     def _logits(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not self._over_vocab or self._token_ids is None:

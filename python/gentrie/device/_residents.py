@@ -189,9 +189,7 @@ class Residents:
         return pairs
 
     def _tries(self) -> list[TokenTrie]:
-        if isinstance(self.trie, DeviceTrie):
-            return [self.trie.trie]
-        return [entry.trie for entry in self.trie._entries if entry is not None]
+        return [entry.trie for entry in (self.trie.entries if isinstance(self.trie, TrieBank) else [self.trie])]
 
 
 def _entries(owner: Any, rows: BankRows | None, count: int) -> list[Any]:

@@ -70,8 +70,12 @@ class _Bank(Generic[Entry]):
     @property
     def nbytes(self) -> int:
         """Bytes of what is resident and of the descriptors."""
-        resident = {id(entry): entry.nbytes for entry in self._entries if entry is not None}
-        return sum(resident.values()) + self.descriptors.nbytes
+        return sum(entry.nbytes for entry in self.entries) + self.descriptors.nbytes
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What is resident, each once, in the order of the rows."""
+        return list({id(entry): entry for entry in self._entries if entry is not None}.values())
 
     def __getitem__(self, row: int) -> Entry:
         """The entry of a row."""
@@ -135,7 +139,7 @@ class TrieBank(_Bank[DeviceTrie]):
     def nbytes_by_array(self) -> dict[str, int]:
         """Bytes of each array, summed over the tries that are resident."""
         total: Counter[str] = Counter()
-        for entry in {id(entry): entry for entry in self._entries if entry is not None}.values():
+        for entry in self.entries:
             total.update(entry.nbytes_by_array)
         return dict(total)
 

@@ -122,7 +122,7 @@ def _bank_of(item_filter: Any, resident: DeviceTrie | TrieBank, prompts: int) ->
     cores = make_filters(resident.trie, item_filter)
     if len(cores) not in (1, prompts):
         raise ValueError(f"item_filter has {len(cores)} entries for {prompts} prompts")
-    bank = FilterBank(resident.device, capacity=len(cores))
+    bank = FilterBank(resident.device, capacity=-(-len(cores) // 64) * 64)  # its kernels are those of any FilterBank
     rows = [
         -1 if core is None else bank.add(DeviceFilter(ItemFilter(core, resident.trie, ""), resident.device))
         for core in cores

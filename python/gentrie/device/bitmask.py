@@ -92,8 +92,8 @@ def fill_bitmask(
 
 def _vocab_size(tries: DeviceTrie | TrieBank) -> int:
     """The greatest of the tries."""
-    resident = [tries] if isinstance(tries, DeviceTrie) else tries._entries
-    return max((entry.trie.vocab_size for entry in resident if entry is not None), default=0)
+    resident = [tries] if isinstance(tries, DeviceTrie) else tries.entries
+    return max((entry.trie.vocab_size for entry in resident), default=0)
 
 
 def _check(

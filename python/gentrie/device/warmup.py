@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from gentrie import _validate
-from gentrie.bitmask import get_bitmask_shape
 from gentrie.device._toolchain import ahead_of_time, check_toolchain
-from gentrie.device.trie import DeviceFilter, DeviceTrie
-from gentrie.item_filter import ItemFilter
+from gentrie.device._warmup_steps import Shapes, Step, serving, training
 from gentrie.kernels._launch import on_device
-from gentrie.kernels.beam_step import launch_beam_step
-from gentrie.kernels.trie_bitmask import launch_trie_bitmask
-from gentrie.kernels.trie_mask import launch_trie_mask
-from gentrie.kernels.trie_walk import launch_trie_walk
 from gentrie.trie import TokenTrie
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_LENGTHS = (16, 17)  # of histories: Triton compiles anew for multiples of 16
 _CACHE_DIR = "TRITON_CACHE_DIR"
-
-Step = tuple[str, Callable[[], object]]
 
 
 class CompiledKernel(NamedTuple):
@@ -42,18 +33,6 @@ class CompiledKernel(NamedTuple):
 
     name: str
     path: Path
-
-
-class Shapes(NamedTuple):
-    """What kernels are compiled for; see :func:`warmup`."""
-
-    num_prompts: int
-    num_beams: int
-    vocab_size: int
-    dtype: torch.dtype
-    begin_token_id: int
-    num_eos: int
-    over_vocab: bool
 
 
 def warmup(
@@ -75,11 +54,13 @@ def warmup(
     """Compile the kernels of serving, and those of training on request, for given shapes.
 
     The operations run once on the device, with tensors as the processor and the searches hand them over: ``trie_walk``,
-    ``trie_mask``, ``trie_bitmask`` (both with ``on_dead="eos"``, the default) and ``beam_step``, with and without a
-    filter. A later process that has ``TRITON_CACHE_DIR=cache_dir`` in its environment, the same versions of gentrie
-    and Triton, the same kind of GPU and arguments of the same types compiles nothing. Triton tells sizes and strides
-    apart by whether they are 1, multiples of 16, or neither, so that other batches of the same kind are served too.
-    What this process has launched before is not compiled again, nor written: call it first.
+    ``trie_mask`` and ``trie_bitmask`` (both with ``on_dead="eos"``, the default), with and without a filter; and
+    ``beam_step`` as :class:`DeviceBeamStepper` calls it: for one trie, with logits of the vocabulary or of the
+    catalog's tokens alone, and for a bank; without a filter, with one and with a bank; banks as they are by default.
+    A later process that has ``TRITON_CACHE_DIR=cache_dir`` in its environment, the same versions of gentrie and Triton,
+    the same kind of GPU and arguments of the same types compiles nothing. Triton tells sizes and strides apart by
+    whether they are 1, multiples of 16, or neither, so that other batches of the same kind are served too. What this
+    process has launched before is not compiled again, nor written: call it first.
 
     Parameters
     ----------
@@ -147,78 +128,11 @@ def warmup(
         folder.mkdir(parents=True, exist_ok=True)
         before = _machine_code(folder)
         place = torch.device("cpu" if arch is not None else device)
-        steps = list(_serving(trie, shapes, place))
+        steps = list(serving(trie, shapes, place))
         if features is not None:
-            steps += _training(trie, shapes, features, place)
+            steps += training(trie, shapes, features, place)
         _run(steps, place, progress)
     return sorted(CompiledKernel(path.stem, path) for path in _machine_code(folder) - before)
-
-
-def _serving(trie: TokenTrie, shapes: Shapes, device: torch.device) -> Iterator[Step]:
-    """Each operation as the processor and the searches call it."""
-    resident, everything = DeviceTrie(trie, device), DeviceFilter(ItemFilter.all_items(trie), device)
-    rows = shapes.num_prompts * shapes.num_beams
-    eos = torch.arange(shapes.num_eos, device=device)
-    states = torch.zeros(rows, dtype=torch.int64, device=device)
-    logits = torch.zeros(rows, shapes.vocab_size, dtype=shapes.dtype, device=device)
-    mask = torch.empty(get_bitmask_shape(rows, shapes.vocab_size), dtype=torch.int32, device=device)
-    starts = states if shapes.begin_token_id < 0 else None
-    control = shapes.begin_token_id, eos
-    for filters in (None, everything.descriptors):
-        tries = resident.descriptors, None, filters, None if filters is None else torch.zeros_like(states)
-        for length in _LENGTHS:
-            history = torch.zeros(rows, length, dtype=torch.int64, device=device)
-            yield "trie_walk", _call(launch_trie_walk, history, None, starts, *control, *tries)
-        yield "trie_mask", _call(launch_trie_mask, logits, states, *control, True, *tries)
-        yield "trie_bitmask", _call(launch_trie_bitmask, mask, states, *control, True, *tries)
-        for beams in sorted({1, shapes.num_beams}):  # behind the prompts, and at every later step
-            part = slice(shapes.num_prompts * beams)
-            index = tries[3] if tries[3] is None else tries[3][part]
-            scores = torch.zeros(shapes.num_prompts * beams, device=device)
-            for width in sorted({shapes.num_beams, min(512, 2 * shapes.num_beams)}):  # twice where lengths differ
-                how = beams, width, shapes.over_vocab, None, False, trie.max_branching
-                yield "beam_step", _call(launch_beam_step, logits[part], states[part], scores, *how, *tries[:3], index)
-
-
-def _training(trie: TokenTrie, shapes: Shapes, hidden_size: int, device: torch.device) -> Iterator[Step]:
-    """The losses of a batch of titles, forward and backward."""
-    from gentrie.training import bear_loss, linear_bear_loss
-
-    labels = _titles(trie, shapes.num_prompts).to(device)
-    named: dict[str, Any] = {
-        "trie": trie,
-        "beam_width": shapes.num_beams,
-        "scope": "vocab" if shapes.over_vocab else "trie",
-    }
-
-    def tensor(*shape: int) -> torch.Tensor:
-        return torch.zeros(*shape, dtype=shapes.dtype, device=device, requires_grad=True)
-
-    def from_logits(form: Literal["regularized", "reweighted"]) -> None:
-        bear_loss(tensor(*labels.shape, shapes.vocab_size), labels, form=form, **named).backward()
-
-    def from_hidden() -> None:
-        hidden, weight = tensor(*labels.shape, hidden_size), tensor(shapes.vocab_size, hidden_size)
-        linear_bear_loss(hidden, weight, labels, **named).backward()
-
-    for form in ("regularized", "reweighted"):
-        yield f"bear_loss, {form}", _call(from_logits, form)
-    yield "linear_bear_loss", from_hidden
-
-
-def _titles(trie: TokenTrie, count: int) -> torch.Tensor:
-    """Sequences as labels int64 [count, length], -100 behind their ends; the i-th takes the i-th branches."""
-    rows = torch.full((count, trie.max_depth), -100)
-    for row in range(count):
-        state, depth = 0, 0
-        while len(tokens := trie.next_tokens(state)):
-            token = int(tokens[row % len(tokens)])
-            rows[row, depth], state, depth = token, trie.advance(state, token), depth + 1
-    return rows
-
-
-def _call(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
-    return lambda: function(*arguments)
 
 
 def _run(steps: Sequence[Step], device: torch.device, progress: bool) -> None:

@@ -36,7 +36,8 @@ class Step:
     slots
         int64 [N], pool rows to store the new keys and values in; None while prompts are encoded.
     ancestors
-        int64 [N, L], pool rows of the tokens before each row, itself first; 0 where ``above`` is False.
+        int64 [N, L], pool rows of the tokens before each row, itself first; any pool row where ``above`` is
+        False.
     above
         bool [N, L].
     blocks
@@ -80,8 +81,13 @@ class TreeCache(Cache):
         keys, values = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
         step.stored.add(layer_idx)
         if step.slots is None:
-            row = step.blocks[0].row
-            layer.prompts.append(tuple(x[row].transpose(1, 2).contiguous() for x in (keys, values)))  # type: ignore[arg-type]
+            batch, row = step.blocks[0].batch, step.blocks[0].row
+            pair = tuple(x[row].transpose(1, 2).contiguous() for x in (keys, values))
+            if batch == len(layer.prompts):
+                layer.prompts.append(pair)  # type: ignore[arg-type]
+            else:  # prompts in the place of others, at the same addresses
+                for old, new in zip(layer.prompts[batch], pair, strict=True):
+                    old.copy_(new)
         else:
             layer.pool = tuple(  # type: ignore[assignment]
                 _stored(old, new, step.slots, self.capacity)

@@ -111,7 +111,17 @@ class TreeDecoder:
     @property
     def packed(self) -> bool:
         """Whether rows are packed rather than padded."""
-        return isinstance(self._forward, PackedForward)
+        return self.packed_forward is not None
+
+    @property
+    def packed_forward(self) -> PackedForward | None:
+        """What calls the model on packed rows; None where rows are padded."""
+        return self._forward if isinstance(self._forward, PackedForward) else None
+
+    @property
+    def prompt_lengths(self) -> Int64Array:
+        """int64 [B], tokens of each prompt."""
+        return self._slots.prompt_lengths
 
     @property
     def nbytes(self) -> tuple[int, int]:
@@ -142,6 +152,35 @@ class TreeDecoder:
         self.stats.prompt_calls += 1
         self.stats.prompt_tokens += int(lengths.sum())
         return self._slots.add_prompts(lengths), hidden
+
+    @torch.no_grad()
+    def replace_prompts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
+        """Encode other prompts in the place of the constructor's: keys and values are written to the same addresses.
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            As for the constructor: as many prompts, the longest as long as the longest of the former.
+
+        Raises
+        ------
+        ValueError
+            For other numbers and lengths, where rows are padded, and behind :meth:`extend` and :meth:`add_prompts`.
+            Nothing has changed then.
+        """
+        forward, former = self.packed_forward, self.prompt_lengths
+        if forward is None or self._slots.num_live != len(self.prompt_slots):
+            raise ValueError("prompts are replaced only where rows are packed and nothing has been added to them")
+        inputs, lengths = _packed_prompts({"input_ids": input_ids}, attention_mask)
+        if (lengths.size, lengths.max()) != (former.size, former.max()):
+            raise ValueError(
+                f"input_ids has {lengths.size} prompts of at most {lengths.max()} tokens, "
+                f"expected {former.size} of at most {former.max()}"
+            )
+        self.prompt_hidden = forward.encode(inputs, lengths, replaces=0)
+        self._slots.prompt_lengths[:] = lengths
+        self.stats.prompt_calls += 1
+        self.stats.prompt_tokens += int(lengths.sum())
 
     @torch.no_grad()
     def extend(self, parents: Any, tokens: Any) -> tuple[Int64Array, torch.Tensor]:

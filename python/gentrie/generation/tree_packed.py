@@ -41,15 +41,20 @@ class PackedForward:
         """Bytes of the keys and values of prompts and of decoded tokens."""
         return self._cache.nbytes
 
-    def encode(self, inputs: torch.Tensor, lengths: Int64Array) -> torch.Tensor:
-        """Hidden states [prompts, D] behind prompts packed one after the other, ids [sum] or embeddings [sum, D]."""
+    def encode(self, inputs: torch.Tensor, lengths: Int64Array, *, replaces: int | None = None) -> torch.Tensor:
+        """Hidden states [prompts, D] behind prompts packed one after the other, ids [sum] or embeddings [sum, D].
+
+        ``replaces`` is the number of an earlier call, with as many prompts, of which the longest is as long: their keys
+        and values go to the addresses of that call's.
+        """
+        batch = len(self._batches) if replaces is None else replaces
         ends = np.cumsum(lengths)
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         nothing = torch.empty(positions.size, 0, dtype=torch.int64, device=inputs.device)
-        step = Step(None, nothing, nothing.bool(), [prompt_block(len(self._batches), lengths, inputs.device)])
+        step = Step(None, nothing, nothing.bool(), [prompt_block(batch, lengths, inputs.device)])
         last = on_device(ends - 1, inputs.device)
         try:
-            hidden = self._run(inputs, positions, step, last if self._some_logits else None)
+            hidden = self.run(inputs, on_device(positions, inputs.device), step, last if self._some_logits else None)
         except BaseException:
             self._cache.forget_prompts(len(self._batches))
             raise
@@ -58,7 +63,8 @@ class PackedForward:
             raise UnsupportedModelError(
                 f"{type(self._body).__name__} does not use the attention interface in every layer"
             )
-        self._batches.append((sum(size for _, size in self._batches), lengths.size))
+        if replaces is None:
+            self._batches.append((sum(size for _, size in self._batches), lengths.size))
         return hidden if self._some_logits else hidden[last]
 
     def extend(self, slots: Int64Array, tokens: torch.Tensor) -> torch.Tensor:
@@ -72,20 +78,40 @@ class PackedForward:
             on_device(above >= 0, tokens.device),
             blocks,
         )
-        self._cache.capacity = self._slots.capacity
-        return self._run(tokens, positions, step)
+        self.reserve(self._slots.capacity)
+        return self.run(tokens, on_device(positions, tokens.device), step)
 
-    def _run(
-        self, inputs: torch.Tensor, positions: Int64Array, step: Step, places: torch.Tensor | None = None
+    def reserve(self, capacity: int) -> None:
+        """Let the next call of :meth:`run` make room for the keys and values of so many decoded tokens."""
+        self._cache.capacity = capacity
+
+    def run(
+        self, inputs: torch.Tensor, positions: torch.Tensor, step: Step, places: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states [N, D] of packed ids [N] or embeddings [N, D], or the whole model's logits, of ``places``."""
+        """Call the model on packed rows, for callers that keep count of slots themselves. Waits for no device.
+
+        Parameters
+        ----------
+        inputs
+            int64 [N] or embeddings [N, D].
+        positions
+            int64 [N], the place of each row in its own sequence.
+        step
+            Where the rows' keys and values go, and what the rows attend to.
+        places
+            Rows that are wanted of a whole model; None: all.
+
+        Returns
+        -------
+        Hidden states [N, D], or the whole model's logits.
+        """
         arguments: dict[str, Any] = {"inputs_embeds" if inputs.is_floating_point() else "input_ids": inputs[None]}
         if places is not None:
             arguments["logits_to_keep"] = places
         with tree_attention(self._configs, self._cache, step):
             output = self._body(
                 **arguments,
-                position_ids=on_device(positions, inputs.device)[None],
+                position_ids=positions[None],
                 past_key_values=self._cache,
                 use_cache=True,
                 return_dict=True,

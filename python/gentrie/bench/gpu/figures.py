@@ -48,6 +48,8 @@ class GpuFigure:
         See ``goal``.
     rounds
         Every round, in order; a single value for what is counted.
+    p95, p99
+        The 95th and 99th percentile of the rounds; the median is the 50th.
     """
 
     name: str
@@ -59,17 +61,21 @@ class GpuFigure:
     note: str = ""
     at_least: bool = False
     rounds: tuple[float, ...] = ()
+    p95: float | None = None
+    p99: float | None = None
 
     @classmethod
     def of(cls, name: str, unit: str, taken: Percentiles, *, scale: float = 1.0, **rest: Any) -> GpuFigure:
         """A figure of rounds, each times ``scale``; ``rest`` are further attributes."""
         low, median, high = (scale * value for value in (taken.low, taken.median, taken.high))
-        return cls(name, unit, median, low, high, rounds=tuple(scale * value for value in taken.rounds), **rest)
+        rounds = tuple(scale * value for value in taken.rounds)
+        p95, p99 = np.percentile(rounds, [95, 99]).tolist()
+        return cls(name, unit, median, low, high, rounds=rounds, p95=p95, p99=p99, **rest)
 
     @classmethod
     def exact(cls, name: str, unit: str, value: float, **rest: Any) -> GpuFigure:
         """A figure that is counted, not timed."""
-        return cls(name, unit, value, value, value, rounds=(value,), **rest)
+        return cls(name, unit, value, value, value, rounds=(value,), p95=value, p99=value, **rest)
 
     @classmethod
     def missing(cls, name: str, unit: str, why: str, **rest: Any) -> GpuFigure:

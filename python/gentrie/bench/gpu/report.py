@@ -23,11 +23,11 @@ def table(benchmarks: Mapping[str, Outcome], title: str) -> Table:
     from rich.table import Table
 
     shown = Table(title=title)
-    for heading in ("benchmark", "figure", "goal", "median (20%-80%)", "", "note"):
+    for heading in ("benchmark", "figure", "goal", "median (20%-80%)", "95%, 99%", "", "note"):
         shown.add_column(heading, overflow="fold")
     for name, outcome in benchmarks.items():
         if outcome.error is not None:
-            shown.add_row(name, "", "", "", "FAILED", escape(outcome.error))
+            shown.add_row(name, "", "", "", "", "FAILED", escape(outcome.error))
         for at, figure in enumerate(outcome.figures):
             shown.add_row("" if at else name, *map(escape, _row(figure)))
         shown.add_section()
@@ -87,7 +87,8 @@ def _row(figure: GpuFigure) -> list[str]:
     limit = "at least" if figure.at_least else "at most"
     goal = "" if figure.goal is None else f"{limit} {_number(figure.goal)} {figure.unit}"
     if figure.median is None or figure.low is None or figure.high is None:
-        return [figure.name, goal, "not measured", "", figure.note]
+        return [figure.name, goal, "not measured", "", "", figure.note]
     spread = "" if figure.low == figure.high else f" ({_number(figure.low)}-{_number(figure.high)})"
     value = f"{_number(figure.median)}{spread} {figure.unit}"
-    return [figure.name, goal, value, figure.verdict, figure.note]
+    tail = ", ".join(_number(rank) for rank in (figure.p95, figure.p99) if rank is not None and spread)
+    return [figure.name, goal, value, tail, figure.verdict, figure.note]

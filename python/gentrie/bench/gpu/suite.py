@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gentrie.bench.gpu import beam_step, beam_step_titles, bear_loss, generate, topb_threshold, trie_linear, trie_mask
+from gentrie.bench.gpu import (
+    beam_step,
+    beam_step_titles,
+    bear_loss,
+    generate,
+    request,
+    topb_threshold,
+    trie_linear,
+    trie_mask,
+)
 from gentrie.bench.gpu.figures import GpuFigure
 
 
@@ -48,4 +57,5 @@ SUITE: Mapping[str, Benchmark] = {
     "bear-loss": Benchmark(bear_loss.measure, bear_loss.Sizes(), bear_loss.QUICK),
     "trie-linear": Benchmark(trie_linear.measure, trie_linear.Sizes()),
     "generate": Benchmark(generate.measure, generate.Sizes()),
+    "request": Benchmark(request.measure, request.Sizes(), request.QUICK),
 }
