@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from gentrie.kernels._lookups import NoTrie
 from gentrie.kernels.tables import FilterTables, Lookups
 
 ROOT, OFF_TRIE, FREE_TEXT, FINISHED = 0, -1, -2, -3
@@ -41,15 +42,16 @@ def trie_walk(
 ) -> torch.Tensor:
     """States int64 [B] of histories int64 [B, T] in one trie, token by token; see the operation of this name."""
     rows, max_length = history.shape
+    root = OFF_TRIE if isinstance(lookups, NoTrie) else ROOT
     length = _lengths(history, lengths)
     is_eos = torch.isin(history, eos_token_ids)
     if starts is None:
         begin = _behind_control(history, length, begin_token_id, is_eos)
         state = free_rows(history, lengths, begin_token_id, eos_token_ids)
-        state = torch.where(state == OFF_TRIE, ROOT, state)
+        state = torch.where(state == OFF_TRIE, root, state)
     else:
         begin = starts.expand(rows)
-        state = torch.where((begin >= 0) & (begin <= length), ROOT, OFF_TRIE)
+        state = torch.where((begin >= 0) & (begin <= length), root, OFF_TRIE)
     ended = torch.zeros(rows, dtype=torch.bool, device=history.device)
     closes_itself = not len(eos_token_ids) or bool((eos_token_ids == end_token_id).any())
     for position in range(max_length):
@@ -76,6 +78,16 @@ def free_rows(
         return torch.full_like(begin, FREE_TEXT)
     last = history.gather(1, (begin - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
     return torch.where((begin > 0) & (last == begin_token_id), OFF_TRIE, FREE_TEXT)
+
+
+def behind_last(history: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """One behind the last occurrence of ``after`` int64 [A] in each row of int64 [B, T]; -1: there is none."""
+    rows, length = history.shape
+    width = len(after)
+    if length < width:
+        return torch.full((rows,), -1, device=history.device)
+    is_here = (history.unfold(1, width, 1) == after).all(-1)
+    return torch.where(is_here, torch.arange(width, length + 1, device=history.device), -1).amax(1)
 
 
 def _behind_control(

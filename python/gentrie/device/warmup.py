@@ -18,6 +18,7 @@ from gentrie.item_filter import ItemFilter
 from gentrie.kernels._launch import on_device
 from gentrie.kernels.beam_step import launch_beam_step
 from gentrie.kernels.trie_bitmask import launch_trie_bitmask
+from gentrie.kernels.trie_constrain import launch_trie_constrain
 from gentrie.kernels.trie_mask import launch_trie_mask
 from gentrie.kernels.trie_walk import launch_trie_walk
 from gentrie.trie import TokenTrie
@@ -74,12 +75,13 @@ def warmup(
 ) -> list[CompiledKernel]:
     """Compile the kernels of serving, and those of training on request, for given shapes.
 
-    The operations run once on the device, with tensors as the processor and the searches hand them over: ``trie_walk``,
-    ``trie_mask``, ``trie_bitmask`` (both with ``on_dead="eos"``, the default) and ``beam_step``, with and without a
-    filter. A later process that has ``TRITON_CACHE_DIR=cache_dir`` in its environment, the same versions of gentrie
-    and Triton, the same kind of GPU and arguments of the same types compiles nothing. Triton tells sizes and strides
-    apart by whether they are 1, multiples of 16, or neither, so that other batches of the same kind are served too.
-    What this process has launched before is not compiled again, nor written: call it first.
+    The operations run once on the device, with tensors as the processor and the searches hand them over:
+    ``trie_constrain``, ``trie_walk``, ``trie_mask``, ``trie_bitmask`` (with ``on_dead="eos"``, the default) and
+    ``beam_step``, with and without a filter. A later process that has ``TRITON_CACHE_DIR=cache_dir`` in its
+    environment, the same versions of gentrie and Triton, the same kind of GPU and arguments of the same types compiles
+    nothing. Triton tells sizes and strides apart by whether they are 1, multiples of 16, or neither, so that other
+    batches of the same kind are served too. What this process has launched before is not compiled again, nor written:
+    call it first.
 
     Parameters
     ----------
@@ -164,11 +166,16 @@ def _serving(trie: TokenTrie, shapes: Shapes, device: torch.device) -> Iterator[
     mask = torch.empty(get_bitmask_shape(rows, shapes.vocab_size), dtype=torch.int32, device=device)
     starts = states if shapes.begin_token_id < 0 else None
     control = shapes.begin_token_id, eos
+    first = None if starts is None else starts[:1]  # one entry for all rows, as one filter
+    report = torch.zeros(2, dtype=torch.int32, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     for filters in (None, everything.descriptors):
         tries = resident.descriptors, None, filters, None if filters is None else torch.zeros_like(states)
+        each = None if tries[3] is None else tries[3][:1]
         for length in _LENGTHS:
             history = torch.zeros(rows, length, dtype=torch.int64, device=device)
             yield "trie_walk", _call(launch_trie_walk, history, None, starts, *control, *tries)
+            step = (history, logits, first, None, *control, True, *report, *tries[:3], each)
+            yield "trie_constrain", _call(launch_trie_constrain, *step)
         yield "trie_mask", _call(launch_trie_mask, logits, states, *control, True, *tries)
         yield "trie_bitmask", _call(launch_trie_bitmask, mask, states, *control, True, *tries)
         for beams in sorted({1, shapes.num_beams}):  # behind the prompts, and at every later step
