@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launched_kernels import modules
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload
 
 from gentrie import ItemFilter, TokenTrie
 from gentrie.device import DeviceFilter, DeviceTrie, TrieBank
@@ -164,6 +168,16 @@ def run_python(code: list[str], **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_operations_with_kernels_behind_them():
+    """As on a GPU: through the dispatcher, which refuses what the launching functions may return."""
+    pytest.importorskip("triton")
+    values = [value for module in modules() for value in vars(module).values()]
+    defined = {value._qualname for value in values if isinstance(value, CustomOpDef)}
+    defined |= {value._schema.name for value in values if isinstance(value, OpOverload)}
+    script = Path(__file__).with_name("registered_path.py")
+    assert set(run_python([str(script)]).split()) == defined
 
 
 def test_without_triton_everything_imports_and_the_cpu_works():
