@@ -399,7 +399,7 @@ def _beam_step(
     """
     found = []
     for rows, lookups, allowed, _, vocabulary in groups(len(logits), descriptors, trie_index, filters, filter_index):
-        own = rows, logits[rows], states[rows], scores[rows]
+        own = rows, logits, states[rows], scores[rows]
         known = None if normalizers is None else normalizers[rows]
         found.append(reference.continuations(*own, over_vocab, known, narrow, lookups, allowed, vocabulary))
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = reference.best_of_prompts(

@@ -69,7 +69,8 @@ def _backward(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 8
     *inputs, totals = ctx.saved_tensors
-    return log_prob_gradient_op(*inputs, totals, grad.to(totals.dtype)), *(None,) * 7
+    scales = grad.to(totals.dtype).contiguous()  # that of a sum has stride 0
+    return log_prob_gradient_op(*inputs, totals, scales), *(None,) * 7
 
 
 label_log_probs_op.register_autograd(_backward, setup_context=_setup)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
+from gentrie.kernels._lookups import NoTrie
 from gentrie.kernels.tables import FilterTables, Lookups
 
 ROOT, OFF_TRIE, FREE_TEXT, FINISHED = 0, -1, -2, -3
 
 # Finite, and beaten by any other score: what `transformers` gives beams that only fill up; float16 does not reach it.
 LAST_RESORT = {torch.float16: -32768.0, torch.bfloat16: -1e9, torch.float32: -1e9, torch.float64: -1e9}
+
+
+_CHUNK = 1 << 20
+"""Most logits of whole rows that are held in float64 at a time."""
 
 
 def apply_token_bitmask(logits: torch.Tensor, bitmask: torch.Tensor, vocab_size: int, rows: torch.Tensor) -> None:
@@ -41,15 +44,16 @@ def trie_walk(
 ) -> torch.Tensor:
     """States int64 [B] of histories int64 [B, T] in one trie, token by token; see the operation of this name."""
     rows, max_length = history.shape
+    root = OFF_TRIE if isinstance(lookups, NoTrie) else ROOT
     length = _lengths(history, lengths)
     is_eos = torch.isin(history, eos_token_ids)
     if starts is None:
         begin = _behind_control(history, length, begin_token_id, is_eos)
         state = free_rows(history, lengths, begin_token_id, eos_token_ids)
-        state = torch.where(state == OFF_TRIE, ROOT, state)
+        state = torch.where(state == OFF_TRIE, root, state)
     else:
         begin = starts.expand(rows)
-        state = torch.where((begin >= 0) & (begin <= length), ROOT, OFF_TRIE)
+        state = torch.where((begin >= 0) & (begin <= length), root, OFF_TRIE)
     ended = torch.zeros(rows, dtype=torch.bool, device=history.device)
     closes_itself = not len(eos_token_ids) or bool((eos_token_ids == end_token_id).any())
     for position in range(max_length):
@@ -76,6 +80,16 @@ def free_rows(
         return torch.full_like(begin, FREE_TEXT)
     last = history.gather(1, (begin - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
     return torch.where((begin > 0) & (last == begin_token_id), OFF_TRIE, FREE_TEXT)
+
+
+def behind_last(history: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """One behind the last occurrence of ``after`` int64 [A] in each row of int64 [B, T]; -1: there is none."""
+    rows, length = history.shape
+    width = len(after)
+    if length < width:
+        return torch.full((rows,), -1, device=history.device)
+    is_here = (history.unfold(1, width, 1) == after).all(-1)
+    return torch.where(is_here, torch.arange(width, length + 1, device=history.device), -1).amax(1)
 
 
 def _behind_control(
@@ -185,21 +199,36 @@ def continuations(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Every continuation by one valid token of beams in one trie: row, score (float64), token and next state of each.
 
-    ``rows`` int64 [N] are the rows of the batch that ``logits`` [N, V], ``states`` and ``scores`` [N] belong to.
+    ``rows`` int64 [N] are the rows of the batch, of ``logits`` [B, V] too, that ``states``, ``scores`` and
+    ``normalizers`` [N] belong to. Of the logits valid tokens are gathered, and whole rows held a few at a time.
     """
     states = torch.where(scores == -torch.inf, OFF_TRIE, states)
     tokens, indptr = lookups.next_tokens(states, allowed)
-    place = torch.arange(len(rows), device=rows.device).repeat_interleave(indptr.diff())
+    counts = indptr.diff()
+    place = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
     columns = torch.searchsorted(vocabulary.long(), tokens) if narrow else tokens
-    values = logits.double()
-    valid = torch.full_like(values, -torch.inf)
-    valid[place, columns] = values[place, columns]
-    whole = (values if over_vocab else valid).logsumexp(1) if normalizers is None else normalizers.double()
-    added = valid[place, columns] - whole[place]
+    values = logits[rows[place], columns].double()
+    if normalizers is not None:
+        whole = normalizers.double()
+    elif over_vocab:
+        whole = values.new_full((len(rows),), -torch.inf)
+        live = torch.nonzero(counts).squeeze(1)
+        for part in torch.split(live, max(1, _CHUNK // logits.shape[1])):
+            whole[part] = logits[rows[part]].double().logsumexp(1)
+    else:
+        whole = _logsumexp_by(place, values, len(rows))
+    added = values - whole[place]
     total = scores[place].double() + torch.where(whole[place] == -torch.inf, -torch.inf, added)
     kept = total != -torch.inf
     place, tokens = place[kept], tokens[kept]
     return rows[place], total[kept], tokens, lookups.advance(states[place], tokens)
+
+
+def _logsumexp_by(place: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    """Logs [count] of the sums of exponentials of the values that each place has; -inf without any."""
+    peak = values.new_full((count,), -torch.inf).scatter_reduce(0, place, values, "amax")
+    shift = torch.where(peak.isfinite(), peak, 0)
+    return torch.zeros_like(peak).index_add(0, place, (values - shift[place]).exp()).log() + shift
 
 
 def best_of_prompts(
@@ -213,25 +242,16 @@ def best_of_prompts(
     shape = (num_prompts, beam_width)
     best = torch.full(shape, -torch.inf, device=device)
     parents, chosen, after = (torch.full(shape, -1, dtype=torch.int64, device=device) for _ in range(3))
-    for rows, totals, tokens, states in _by_prompt(found, num_prompts, num_beams):
-        prompt = int(rows[0]) // num_beams
-        order = totals.sort(descending=True, stable=True).indices[:beam_width]
+    if not found:
+        return best, parents, chosen, after
+    rows, totals, tokens, states = (torch.cat(parts) for parts in zip(*found, strict=True))
+    by_row = rows.argsort(stable=True)
+    counts = torch.bincount(rows // num_beams, minlength=num_prompts).tolist()
+    for prompt, own in enumerate(torch.split(by_row, counts)):
+        order = own[totals[own].sort(descending=True, stable=True).indices[:beam_width]]
         count = len(order)
         best[prompt, :count] = totals[order].float()
         parents[prompt, :count] = rows[order] % num_beams
         chosen[prompt, :count] = tokens[order]
         after[prompt, :count] = states[order]
     return best, parents, chosen, after
-
-
-def _by_prompt(
-    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]], num_prompts: int, num_beams: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Continuations of each prompt that has any, by row and then token."""
-    for prompt in range(num_prompts if found else 0):
-        columns = [torch.cat(parts) for parts in zip(*found, strict=True)]
-        own = torch.nonzero(columns[0] // num_beams == prompt).squeeze(1)
-        own = own[columns[0][own].argsort(stable=True)]
-        if len(own):
-            rows, totals, tokens, states = (column[own] for column in columns)
-            yield rows, totals, tokens, states

@@ -50,6 +50,65 @@ def _allowed(trie, allow, state, begin, eos, is_item, place, live):
 
 
 @triton.jit
+def is_used_up(trie, allow):
+    """Whether the filter leaves no item."""
+    root = checked(trie, tl.zeros([], tl.int64))
+    begin, end = leaves_below(trie, root, root >= 0)
+    return has_allowed(allow, begin, end, root >= 0) == 0
+
+
+@triton.jit
+def may_follow(trie, allow, state, num_eos, num_eos_dead):
+    """The list of what may follow a checked state outside free text, as ``(first edge, are they children, count)``;
+    children that the filter closes are counted too."""
+    edge, count = children_of(trie, state)
+    begin, end = leaves_below(trie, state, state >= 0)
+    is_item = (count > 0) & has_allowed(allow, begin, end, state >= 0)
+    is_complete = (state == FINISHED) | ((state >= 0) & (count == 0))
+    return edge, is_item, tl.where(is_item, count, tl.where(is_complete, num_eos, num_eos_dead)).to(tl.int64)
+
+
+@triton.jit
+def allowed_columns(trie, allow, state, edge, eos, is_item, count, first, BLOCK: tl.constexpr, LANES: tl.constexpr):
+    """``(which, how many)`` of columns ``first`` and on may follow; int32 [BLOCK], not 0 where allowed."""
+    low = tl.zeros([], tl.int64)
+    high = count
+    if is_item & (count > LANES):  # of a wide node the edges into this block alone
+        low = first_edge_from(trie, edge, edge + count, first, LANES) - edge
+        high = first_edge_from(trie, edge, edge + count, first + BLOCK, LANES) - edge
+    lane = tl.arange(0, LANES).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    here = tl.zeros([BLOCK], tl.int32)
+    num_here = tl.zeros([], tl.int32)
+    while low < high:
+        place = low + lane
+        token, is_open = _allowed(trie, allow, state, edge, eos, is_item, place, place < high)
+        inside = is_open & (token >= first) & (token < first + BLOCK)
+        num_inside = tl.sum(inside.to(tl.int32), 0)
+        if num_inside > 0:
+            here += tl.histogram(tl.where(inside, token - first, 0).to(tl.int32), BLOCK)
+            here -= tl.where(column == 0, LANES - num_inside, 0)  # the other lanes were counted in the first
+        num_here += num_inside
+        low += LANES
+    return here, num_here
+
+
+@triton.jit
+def all_forbidden(scores, token_stride, trie, allow, state, edge, eos, is_item, count, LANES: tl.constexpr):
+    """Whether the scores of all tokens that may follow, at least one, are -inf."""
+    lane = tl.arange(0, LANES).to(tl.int64)
+    is_forbidden = count > 0
+    low = tl.zeros([], tl.int64)
+    while (low < count) & is_forbidden:
+        place = low + lane
+        token, is_open = _allowed(trie, allow, state, edge, eos, is_item, place, place < count)
+        score = tl.load(scores + token * token_stride, mask=is_open, other=float("-inf")).to(tl.float32)
+        is_forbidden = tl.max((score != float("-inf")).to(tl.int32), 0) == 0
+        low += LANES
+    return is_forbidden
+
+
+@triton.jit
 def trie_mask_kernel(
     logits,
     row_stride,
@@ -91,53 +150,20 @@ def trie_mask_kernel(
     minus_infinity = tl.full([], float("-inf"), tl.float32)
 
     if state == FREE_TEXT:
-        root = checked(trie, tl.zeros([], tl.int64))
-        begin, end = leaves_below(trie, root, root >= 0)
-        is_used_up = has_allowed(allow, begin, end, root >= 0) == 0
-        if (first == 0) & (begin_token >= 0) & is_used_up:
+        if (first == 0) & (begin_token >= 0) & is_used_up(trie, allow):
             tl.store(scores + begin_token * token_stride, minus_infinity)
     else:
-        edge, count = children_of(trie, state)
-        begin, end = leaves_below(trie, state, state >= 0)
-        is_item = (count > 0) & has_allowed(allow, begin, end, state >= 0)
-        is_complete = (state == FINISHED) | ((state >= 0) & (count == 0))
-        count = tl.where(is_item, count, tl.where(is_complete, num_eos, num_eos_dead)).to(tl.int64)
-        lane = tl.arange(0, LANES).to(tl.int64)
-
-        low = tl.zeros([], tl.int64)
-        high = count
-        if is_item & (count > LANES):  # of a wide node the edges into this block alone
-            low = first_edge_from(trie, edge, edge + count, first, LANES) - edge
-            high = first_edge_from(trie, edge, edge + count, first + BLOCK, LANES) - edge
-        column = tl.arange(0, BLOCK)
-        here = tl.zeros([BLOCK], tl.int32)
-        num_here = tl.zeros([], tl.int32)
-        while low < high:
-            place = low + lane
-            token, is_open = _allowed(trie, allow, state, edge, eos, is_item, place, place < high)
-            inside = is_open & (token >= first) & (token < first + BLOCK)
-            num_inside = tl.sum(inside.to(tl.int32), 0)
-            if num_inside > 0:
-                here += tl.histogram(tl.where(inside, token - first, 0).to(tl.int32), BLOCK)
-                here -= tl.where(column == 0, LANES - num_inside, 0)  # the other lanes were counted in the first
-            num_here += num_inside
-            low += LANES
-        at = scores + (first + column) * token_stride
-        if num_here == 0:
-            tl.store(at, tl.full([BLOCK], float("-inf"), tl.float32), mask=first + column < width)
-        else:
-            closed = (first + column < width) & (here == 0)
-            tl.store(at, tl.full([BLOCK], float("-inf"), tl.float32), mask=closed)
+        edge, is_item, count = may_follow(trie, allow, state, num_eos, num_eos_dead)
+        here, num_here = allowed_columns(trie, allow, state, edge, eos, is_item, count, first, BLOCK, LANES)
+        column = first + tl.arange(0, BLOCK)
+        closed = column < width
+        if num_here > 0:
+            closed = closed & (here == 0)
+        tl.store(scores + column * token_stride, tl.full([BLOCK], float("-inf"), tl.float32), mask=closed)
 
         if first == 0:
-            is_forbidden = count > 0
-            low = tl.zeros([], tl.int64)
-            while (low < count) & is_forbidden:
-                place = low + lane
-                token, is_open = _allowed(trie, allow, state, edge, eos, is_item, place, place < count)
-                score = tl.load(scores + token * token_stride, mask=is_open, other=float("-inf")).to(tl.float32)
-                is_forbidden = tl.max((score != float("-inf")).to(tl.int32), 0) == 0
-                low += LANES
+            is_forbidden = all_forbidden(scores, token_stride, trie, allow, state, edge, eos, is_item, count, LANES)
+            lane = tl.arange(0, LANES).to(tl.int64)
             low = tl.zeros([], tl.int64)
             while (low < count) & is_forbidden:
                 place = low + lane

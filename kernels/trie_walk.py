@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 
 from gentrie.kernels import reference
-from gentrie.kernels._lookups import NoTrie
 from gentrie.kernels._operations import groups, or_torch
 from gentrie.kernels._trie import (
     END_TOKEN,
@@ -44,54 +43,35 @@ def _is_one_of(tokens, ids, num_ids, IDS: tl.constexpr):
 
 
 @triton.jit
-def trie_walk_kernel(
-    history,
-    history_stride,
+def walked(
+    trie,
+    allow,
+    ids,
     token_stride,
-    max_length,
-    lengths,
-    starts,
-    starts_stride,
+    end,
+    start,
     begin_token,
     eos,
     num_eos,
-    descriptors,
-    num_tries,
-    trie_index,
-    filters,
-    num_filters,
-    filter_index,
-    states,
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
     EOS: tl.constexpr,
 ):
-    """One row a program.
+    """The state that one history stands at; see :func:`trie_walk`.
 
-    history: int64 [rows, max_length], strides in elements; lengths: int64 [rows] or None
-    starts: int64, where the response begins, one a row or one for all (stride 0); None: behind the last begin_token
+    ids: its tokens, of which the first ``end`` count; start: where the response begins, None: behind the last
+    begin_token
     eos: int64 [num_eos], EOS its length rounded up
-    states: int64 [rows], out
     BLOCK: tokens read at once when a control token is looked for; LANES: edges or run tokens compared at once
     """
-    row = tl.program_id(0).to(tl.int64)
-    trie = descriptor_row(descriptors, trie_index, row, num_tries)
-    allow = tl.zeros([], tl.int64)
-    if filters is not None:
-        allow = descriptor_row(filters, filter_index, row, num_filters)
-    ids = history + row * history_stride
-    end = tl.zeros([], tl.int64) + max_length
-    if lengths is not None:
-        end = tl.minimum(tl.maximum(tl.load(lengths + row), 0), end)
     block = tl.arange(0, BLOCK).to(tl.int64)
     lane = tl.arange(0, LANES).to(tl.int64)
 
     at = tl.zeros([], tl.int64)
     state = tl.full([], FREE_TEXT, tl.int64)
-    if starts is not None:
-        at = tl.load(starts + row * starts_stride)
-        state = tl.where((at >= 0) & (at <= end), 0, OFF_TRIE).to(tl.int64)
-        at = tl.minimum(tl.maximum(at, 0), end)
+    if start is not None:
+        state = tl.where((start >= 0) & (start <= end), 0, OFF_TRIE).to(tl.int64)
+        at = tl.minimum(tl.maximum(start, 0), end)
     else:  # behind the last control token, if that is the begin token: from the end, a block at a time
         high = end
         found = tl.full([], -1, tl.int64)
@@ -121,7 +101,7 @@ def trie_walk_kernel(
             state -= matched * ONE_TOKEN
             at += matched
         if matched == 0:
-            if starts is None:
+            if start is None:
                 if (state < 0) | is_leaf(trie, state):
                     at = end
                 else:
@@ -146,8 +126,54 @@ def trie_walk_kernel(
                 else:
                     state = advance(trie, state, token, LANES)
                     at += 1
-    if starts is None:
+    if start is None:
         state = tl.where(is_leaf(trie, state), FREE_TEXT, state).to(tl.int64)
+    return state
+
+
+@triton.jit
+def trie_walk_kernel(
+    history,
+    history_stride,
+    token_stride,
+    max_length,
+    lengths,
+    starts,
+    starts_stride,
+    begin_token,
+    eos,
+    num_eos,
+    descriptors,
+    num_tries,
+    trie_index,
+    filters,
+    num_filters,
+    filter_index,
+    states,
+    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    EOS: tl.constexpr,
+):
+    """One row a program.
+
+    history: int64 [rows, max_length], strides in elements; lengths: int64 [rows] or None
+    starts: int64, where the response begins, one a row or one for all (stride 0); None: behind the last begin_token
+    states: int64 [rows], out
+    The others as in :func:`walked`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    trie = descriptor_row(descriptors, trie_index, row, num_tries)
+    allow = tl.zeros([], tl.int64)
+    if filters is not None:
+        allow = descriptor_row(filters, filter_index, row, num_filters)
+    end = tl.zeros([], tl.int64) + max_length
+    if lengths is not None:
+        end = tl.minimum(tl.maximum(tl.load(lengths + row), 0), end)
+    start = None
+    if starts is not None:
+        start = tl.load(starts + row * starts_stride)
+    ids = history + row * history_stride
+    state = walked(trie, allow, ids, token_stride, end, start, begin_token, eos, num_eos, BLOCK, LANES, EOS)
     tl.store(states + row, state)
 
 
@@ -234,8 +260,6 @@ def _trie_walk(
         states.copy_(reference.free_rows(history, lengths, begin_token_id, eos_token_ids))
     for group in groups(len(history), descriptors, trie_index, filters, filter_index):
         rows = group.rows
-        if isinstance(group.lookups, NoTrie):
-            continue
         states[rows] = reference.trie_walk(
             history[rows],
             None if lengths is None else lengths[rows],

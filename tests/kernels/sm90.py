@@ -16,6 +16,7 @@ from triton.compiler import ASTSource
 
 from gentrie.kernels.beam_step import beam_reduce_kernel, beam_select_kernel, row_parts_kernel
 from gentrie.kernels.trie_bitmask import trie_bitmask_kernel
+from gentrie.kernels.trie_constrain import trie_constrain_kernel
 from gentrie.kernels.trie_mask import trie_mask_kernel
 from gentrie.kernels.trie_walk import trie_walk_kernel
 
@@ -74,6 +75,15 @@ def logits_cases(name: str, logits: dict[str, str | None]) -> Iterator[Case]:
     given = FILTERS if name == "bf16" else NO_FILTERS
     constants = {"BLOCK": 4096, "LANES": 128}
     yield f"trie_mask_{name}", trie_mask_kernel, logits | mask | TRIE | given, constants, 4
+    for how in ("triggered", "starts", "after"):
+        types: dict[str, str | None] = dict.fromkeys(("num_starts", "num_after", "num_eos", "num_eos_dead"), "i32")
+        types |= dict.fromkeys(("max_length", "begin_token", "column_stride", "filter_rows"), "i32")
+        types |= {"history": "*i64", "history_stride": "i64", "token_stride": "i64", "eos": "*i64"}
+        types |= {"starts": "*i64" if how == "starts" else None, "after": "*i64" if how == "after" else None}
+        types |= {"masked": logits["logits"], "last_resort": "fp32", "faults": "*i32", "arrivals": "*i64"}
+        types |= {key: kind for key, kind in logits.items() if key != "token_stride"}
+        constants = {"TOKENS": 512, "LANES": 128, "EOS": 2, "BLOCK": 4096, "LISTED": 256}
+        yield f"trie_constrain_{how}_{name}", trie_constrain_kernel, types | TRIE | given, constants, 4
     parts: dict[str, str | None] = {"num_parts": "i32", "part_max": "*fp32", "part_sum": "*fp32"}
     yield f"row_parts_{name}", row_parts_kernel, logits | parts, {"COLUMNS": 8192}, 8
     select: dict[str, str | None] = dict.fromkeys(("num_beams", "num_tiles", "beam_width"), "i32")

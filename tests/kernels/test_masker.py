@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +12,28 @@ from device_cases import as_batch, cases, tokens_met
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import EOS, OUTSIDER, examples
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gentrie import TokenTrie
+from gentrie.device import masker as module
 from gentrie.device.masker import DeviceMasker
 from gentrie.generation import TrieLogitsProcessor
+from gentrie.kernels.trie_constrain import launch_trie_constrain
 
 
-@examples(60)
+@pytest.fixture(scope="module", params=["operation", "kernel"])
+def anyhow(request: pytest.FixtureRequest, device: str) -> Iterator[str]:
+    """A device; on the CPU the operation there, or the kernel in the interpreter."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "kernel":
+            patch.setattr(module, "trie_constrain", launch_trie_constrain)
+        yield device
+
+
+@examples(20)
 @given(st.data())
-def test_masks_as_the_processor_does(place: str, data: st.DataObject):
+def test_masks_as_the_processor_does(anyhow: str, data: st.DataObject):
     case = data.draw(cases(needs_eos=True))
     count = data.draw(st.sampled_from([1, 2, 4]))
     rows = [data.draw(tokens_met(case)) for _ in range(count)]
@@ -39,8 +55,8 @@ def test_masks_as_the_processor_does(place: str, data: st.DataObject):
         expected = processor(ids, scores)
     except ValueError as error:
         expected = str(error)
-    masker = DeviceMasker(processor._rules, torch.device(place))
-    masked = masker(ids.to(place), scores.to(place))
+    masker = DeviceMasker(processor._rules, torch.device(anyhow))
+    masked = masker(ids.to(anyhow), scores.to(anyhow))
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=r"every row|a row could not"):
             masker.check()
@@ -49,15 +65,15 @@ def test_masks_as_the_processor_does(place: str, data: st.DataObject):
         masker.check()
 
 
-def test_faults_are_raised_at_a_later_call(place: str):
+def test_faults_are_raised_at_a_later_call(anyhow: str):
     trie = TokenTrie.from_sequences([[5, 6], [7, 8]], vocab_size=10, end_token_id=9)
-    masker = DeviceMasker(TrieLogitsProcessor(trie, prompt_length=1)._rules, torch.device(place))
-    scores = torch.zeros(2, 10, device=place)
-    sound, dead = torch.tensor([[3, 5], [3, 4]], device=place), torch.tensor([[3, 4], [3, 4]], device=place)
+    masker = DeviceMasker(TrieLogitsProcessor(trie, prompt_length=1)._rules, torch.device(anyhow))
+    scores = torch.zeros(2, 10, device=anyhow)
+    sound, dead = torch.tensor([[3, 5], [3, 4]], device=anyhow), torch.tensor([[3, 4], [3, 4]], device=anyhow)
     masker(sound, scores)
     masked = masker(dead, scores)
     assert torch.nonzero(masked == 0).tolist() == [[0, 9], [1, 9]]
-    if place == "cuda":
+    if anyhow == "cuda":
         torch.cuda.synchronize()
     with pytest.raises(ValueError, match="every row of input_ids had left the trie"):
         masker(sound, scores)
@@ -100,3 +116,47 @@ def test_the_processor_does_not_wait_for_the_gpu():
     assert torch.equal(
         first.cpu(), TrieLogitsProcessor(trie, prompt_length=1, item_filter=[[0], None])(ids.cpu(), scores.cpu())
     )
+
+
+class Calls(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        self.names.append(function.overloadpacket.__name__)
+        return function(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"prompt_length": 1}, {"prompt_length": [1, 2], "item_filter": [[0], None]}, {"after": [3]}]
+)
+def test_a_step_is_one_operation_and_a_copy(arguments: dict[str, Any]):
+    trie = TokenTrie.from_sequences([[5, 6], [7, 8]], vocab_size=10, end_token_id=9)
+    masker = DeviceMasker(TrieLogitsProcessor(trie, **arguments)._rules, torch.device("cpu"))
+    ids, scores = torch.tensor([[3, 5], [3, 7]]), torch.zeros(2, 12)
+    with pytest.MonkeyPatch.context() as patch, Calls() as calls:
+        patch.setattr(module, "trie_constrain", lambda history, logits, *rest: torch.empty_like(logits))
+        masker(ids, scores)
+    assert calls.names == ["empty_like", "copy_"]
+
+
+@pytest.mark.gpu
+def test_a_step_launches_one_kernel():
+    """And copies its faults; nothing else runs on the device."""
+    trie = TokenTrie.from_sequences([[5, 6], [7, 8]], vocab_size=10, end_token_id=9)
+    ids, scores = torch.tensor([[3, 5], [3, 7]], device="cuda"), torch.randn(2, 12, device="cuda")
+    for arguments in ({"prompt_length": 1, "item_filter": [[0], None]}, {"after": [3]}):
+        processor = TrieLogitsProcessor(trie, **arguments)
+        processor(ids, scores)
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+            for _ in range(5):
+                processor(ids, scores)
+            torch.cuda.synchronize()
+        names = [event.name for event in profiled.events() if event.device_type.name == "CUDA"]
+        assert names.count("trie_constrain_kernel") == 5
+        assert all("Memcpy" in name for name in names if name != "trie_constrain_kernel")
+        assert len(names) <= 10

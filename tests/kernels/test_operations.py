@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launched_kernels import modules
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload
 
 from gentrie import ItemFilter, TokenTrie
 from gentrie.device import DeviceFilter, DeviceTrie, TrieBank
 from gentrie.kernels.beam_step import beam_step
+from gentrie.kernels.trie_constrain import trie_constrain
 from gentrie.kernels.trie_mask import trie_mask
 from gentrie.kernels.trie_walk import trie_walk
 
@@ -42,6 +47,12 @@ class Inputs:
     def walk(self) -> tuple[Any, ...]:
         return HISTORIES.to(self.resident.device), None, None, BEGIN, self.eos, *self.tries
 
+    def constrain(self) -> tuple[Any, ...]:
+        faults, arrivals = torch.zeros(2, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+        device = self.resident.device
+        how = None, None, BEGIN, self.eos, True, faults.to(device), arrivals.to(device)
+        return HISTORIES.to(device), self.logits, *how, *self.tries
+
     def mask(self) -> tuple[Any, ...]:
         return self.logits.clone(), self.states, BEGIN, self.eos, True, *self.tries
 
@@ -55,22 +66,23 @@ def inputs(request: pytest.FixtureRequest) -> Inputs:
     return Inputs(request.param)
 
 
-@pytest.mark.parametrize("operation", ["walk", "mask", "beam"])
+@pytest.mark.parametrize("operation", ["walk", "constrain", "mask", "beam"])
 def test_operations_keep_the_rules_of_torch(inputs: Inputs, operation: str):
-    function = {"walk": trie_walk, "mask": trie_mask, "beam": beam_step}[operation]
+    function = {"walk": trie_walk, "constrain": trie_constrain, "mask": trie_mask, "beam": beam_step}[operation]
     torch.library.opcheck(function, getattr(inputs, operation)())
 
 
 def test_operations_compile_as_one_graph(inputs: Inputs):
-    def step(walk: Any, mask: Any, beam: Any) -> Any:
+    def step(walk: Any, mask: Any, constrain: Any, beam: Any) -> Any:
         states = trie_walk(*walk)
         trie_mask(mask[0], states, *mask[2:])
-        return states, mask[0], beam_step(beam[0] + 1, states, *beam[2:])
+        constrained = trie_constrain(*constrain)
+        return states, mask[0], constrained, constrain[7] + 1, beam_step(beam[0] + 1, states, *beam[2:])
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    eager = step(inputs.walk(), inputs.mask(), inputs.beam())
-    traced = compiled(inputs.walk(), inputs.mask(), inputs.beam())
+    eager = step(inputs.walk(), inputs.mask(), inputs.constrain(), inputs.beam())
+    traced = compiled(inputs.walk(), inputs.mask(), inputs.constrain(), inputs.beam())
     torch.testing.assert_close(traced, eager, rtol=0, atol=0)
     assert eager[0].tolist() == [inputs.trie.walk([5, 6]), inputs.trie.walk([5]), -2, -2, 0]
 
@@ -87,14 +99,16 @@ def test_captured_graphs_see_new_states_and_a_swapped_catalog():
     scores = torch.zeros(len(history), device="cuda")
     logits = torch.randn(len(history), WIDTH, device="cuda")
     masked = torch.empty_like(logits)
+    faults = torch.zeros(2, dtype=torch.int32, device="cuda")
+    report = faults, torch.zeros(1, dtype=torch.int64, device="cuda")
 
     def step() -> tuple[torch.Tensor, ...]:
         states = trie_walk(history, None, None, BEGIN, eos, bank.descriptors, rows, None, None)
         masked.copy_(logits)
-        trie_mask(masked, states, BEGIN, eos, True, bank.descriptors, rows, None, None)
-        return states, *beam_step(
-            logits, states, scores, 1, 4, False, None, False, 8, bank.descriptors, rows, None, None
-        )
+        tries = bank.descriptors, rows, None, None
+        trie_mask(masked, states, BEGIN, eos, True, *tries)
+        constrained = trie_constrain(history, logits, None, None, BEGIN, eos, True, *report, *tries)
+        return states, *beam_step(logits, states, scores, 1, 4, False, None, False, 8, *tries), constrained
 
     step()
     torch.cuda.synchronize()
@@ -117,6 +131,7 @@ def test_captured_graphs_see_new_states_and_a_swapped_catalog():
             )
             trie_mask(expected, state, BEGIN, eos.cpu(), True, resident.descriptors, None, None, None)
             assert torch.equal(masked[row : row + 1].cpu(), expected)
+            assert torch.equal(captured[5][row : row + 1].cpu(), expected)
             assert captured[3][row].tolist() == best[2][0].tolist()
             assert captured[4][row].tolist() == best[3][0].tolist()
 
@@ -134,12 +149,13 @@ def test_captured_graphs_see_new_states_and_a_swapped_catalog():
 @pytest.mark.gpu
 def test_operations_do_not_wait_for_the_host():
     inputs = Inputs("cuda")
-    arguments = inputs.walk(), inputs.mask(), inputs.beam()
-    for operation, given in zip((trie_walk, trie_mask, beam_step), arguments, strict=True):
+    operations = trie_walk, trie_mask, trie_constrain, beam_step
+    arguments = inputs.walk(), inputs.mask(), inputs.constrain(), inputs.beam()
+    for operation, given in zip(operations, arguments, strict=True):
         operation(*given)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for operation, given in zip((trie_walk, trie_mask, beam_step), arguments, strict=True):
+        for operation, given in zip(operations, arguments, strict=True):
             operation(*given)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -154,6 +170,16 @@ def run_python(code: list[str], **environment: str) -> str:
     return done.stdout
 
 
+def test_operations_with_kernels_behind_them():
+    """As on a GPU: through the dispatcher, which refuses what the launching functions may return."""
+    pytest.importorskip("triton")
+    values = [value for module in modules() for value in vars(module).values()]
+    defined = {value._qualname for value in values if isinstance(value, CustomOpDef)}
+    defined |= {value._schema.name for value in values if isinstance(value, OpOverload)}
+    script = Path(__file__).with_name("registered_path.py")
+    assert set(run_python([str(script)]).split()) == defined
+
+
 def test_without_triton_everything_imports_and_the_cpu_works():
     code = """
 import sys
@@ -164,7 +190,7 @@ importlib.util.find_spec = lambda name, *rest: None if name == "triton" else fou
 import torch
 from gentrie import TokenTrie
 from gentrie.device import DeviceTrie
-from gentrie.kernels import beam_step, trie_mask, trie_walk
+from gentrie.kernels import beam_step, trie_constrain, trie_mask, trie_walk
 trie = DeviceTrie(TokenTrie.from_sequences([[5, 6], [7]], vocab_size=9), "cpu")
 eos = torch.tensor([1])
 states = trie_walk.trie_walk(torch.tensor([[0, 5]]), None, None, 0, eos, trie.descriptors, None, None, None)

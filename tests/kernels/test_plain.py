@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from launched_kernels import modules
 from strategies import BEGIN, EOS, OTHER_EOS, examples
 from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gentrie import TokenTrie, training
@@ -34,6 +35,7 @@ from gentrie.kernels.label_nodes import label_nodes
 from gentrie.kernels.tables import make_descriptors
 from gentrie.kernels.topb_threshold import topb_threshold
 from gentrie.kernels.trie_bitmask import _trie_bitmask, trie_bitmask
+from gentrie.kernels.trie_constrain import trie_constrain
 from gentrie.kernels.trie_linear import trie_linear
 from gentrie.kernels.trie_mask import _trie_mask, trie_mask
 from gentrie.kernels.trie_walk import _trie_walk, trie_walk
@@ -174,9 +176,14 @@ def served(device: str) -> list[torch.Tensor]:
     fill_bitmask(mask, states, resident, eos_token_ids=eos)
     trie_mask(closed, states, -1, eos, True, *tries)
     nodes = label_nodes(ids, None, 3, 40, resident.descriptors)
+    report = torch.zeros(2, dtype=torch.int32, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    start = torch.tensor([1], device=device)
+    constrained = trie_constrain(ids, logits, start, None, -1, eos, True, *report, *tries)
     return [
         masked,
         closed,
+        constrained,
+        *report,
         states,
         mask,
         *nodes,
@@ -227,9 +234,9 @@ def test_no_operation_is_left_out():
     with Recorder() as recorder:
         served("cpu")
         lost("cpu")
-    defined = {
-        value._qualname for module in modules() for value in vars(module).values() if isinstance(value, CustomOpDef)
-    }
+    values = [value for module in modules() for value in vars(module).values()]
+    defined = {value._qualname for value in values if isinstance(value, CustomOpDef)}
+    defined |= {value._schema.name for value in values if isinstance(value, OpOverload)}
     assert recorder.names == defined
 
 

@@ -18,7 +18,8 @@ from gentrie.device._warmup_steps import titles
 
 SHAPES = ("--dtype", "fp32", "--vocab-size", "130")
 BATCH = ("--beams", "2", "--prompts", "3")
-SERVING = {"trie_walk_kernel", "trie_mask_kernel", "trie_bitmask_kernel", "beam_select_kernel", "beam_reduce_kernel"}
+OF_HISTORIES = {"trie_constrain_kernel", "trie_walk_kernel", "trie_mask_kernel", "trie_bitmask_kernel"}
+SERVING = OF_HISTORIES | {"beam_select_kernel", "beam_reduce_kernel"}
 
 
 @pytest.fixture

@@ -51,8 +51,8 @@ def test_benchmarks_in_the_interpreter():
     *measured, launched = done.stdout.splitlines()
     found = {line.split()[0]: line for line in measured}
     assert list(found) == list(TINY)
-    assert found["generate"].endswith("[2.0]")  # a walk and a mask at each step
-    launches = {"beam_step", "trie_mask", "trie_walk", "launch_topb_threshold", "launch_bear_loss"}
+    assert found["generate"].endswith("[1.0]")
+    launches = {"beam_step", "trie_mask", "trie_constrain", "launch_topb_threshold", "launch_bear_loss"}
     assert launches < set(launched.split())
     assert any(name.startswith("launch_trie_linear") for name in launched.split())
 

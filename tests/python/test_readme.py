@@ -115,3 +115,18 @@ def test_filters_and_catalogs_that_change(names: dict[str, Any]) -> None:
     assert set(names["allowed"].items_below(0)) == set(range(30)) - {1, 2, 3}
     assert set(names["catalog"].current.filters["shop"].items_below(0)) == set(range(30)) - {1, 2, 17}
     assert names["catalog"].current.trie.num_items == 51
+
+
+def test_on_a_gpu(names: dict[str, Any]) -> None:
+    codes = np.random.default_rng(0).integers(0, 16, (400, 4))
+    trie = gentrie.TokenTrie.from_semantic_ids(codes, token_ids=(600, 16), vocab_size=1700)
+    logits, input_ids = torch.zeros(2, 1700), torch.tensor([[40, 41], [42, 43]])
+    names |= {"trie": trie, "in_stock": np.arange(400) < 90, "logits": logits, "input_ids": input_ids}
+    exec("import gentrie\n" + examples()[6], names)
+    assert {int(item) for items in names["found"].item_ids[0] for item in items} <= set(range(90))
+    assert len(names["found"].item_ids[0]) == 50
+    allowed = gentrie.allocate_token_bitmask(1, trie.vocab_size)
+    matcher = gentrie.TrieMatcher(trie)
+    matcher.accept_token(int(names["tokens"][0, 0]))
+    matcher.fill_next_token_bitmask(allowed)
+    assert torch.equal(names["bitmask"][:1], torch.as_tensor(allowed))

@@ -15,6 +15,7 @@ from gentrie.device.trie import DeviceFilter, DeviceTrie
 from gentrie.item_filter import ItemFilter
 from gentrie.kernels.beam_step import launch_beam_step
 from gentrie.kernels.trie_bitmask import launch_trie_bitmask
+from gentrie.kernels.trie_constrain import launch_trie_constrain
 from gentrie.kernels.trie_mask import launch_trie_mask
 from gentrie.kernels.trie_walk import launch_trie_walk
 from gentrie.trie import TokenTrie
@@ -46,11 +47,16 @@ def serving(trie: TokenTrie, shapes: Shapes, device: torch.device) -> Iterator[S
     mask = torch.empty(get_bitmask_shape(rows, shapes.vocab_size), dtype=torch.int32, device=device)
     starts = states if shapes.begin_token_id < 0 else None
     control = shapes.begin_token_id, eos
+    first = None if starts is None else starts[:1]  # one entry for all rows, as one filter
+    report = torch.zeros(2, dtype=torch.int32, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     for filters in (None, everything.descriptors):
         tries = resident.descriptors, None, filters, None if filters is None else torch.zeros_like(states)
+        each = None if tries[3] is None else tries[3][:1]
         for length in _LENGTHS:
             history = torch.zeros(rows, length, dtype=torch.int64, device=device)
             yield "trie_walk", _call(launch_trie_walk, history, None, starts, *control, *tries)
+            step = (history, logits, first, None, *control, True, *report, *tries[:3], each)
+            yield "trie_constrain", _call(launch_trie_constrain, *step)
         yield "trie_mask", _call(launch_trie_mask, logits, states, *control, True, *tries)
         yield "trie_bitmask", _call(launch_trie_bitmask, mask, states, *control, True, *tries)
     yield from _beam_steps(resident, everything, shapes, logits)

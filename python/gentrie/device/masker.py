@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import cycle
 
 import torch
 
@@ -10,10 +10,9 @@ from gentrie.device.bank import FilterBank
 from gentrie.device.trie import DeviceFilter, DeviceTrie
 from gentrie.history import HistoryRules
 from gentrie.item_filter import ItemFilter
-from gentrie.kernels.trie_mask import trie_mask
-from gentrie.kernels.trie_walk import trie_walk
+from gentrie.kernels.trie_constrain import trie_constrain
 
-_OFF_TRIE = -1
+_CALLS_AT_ONCE = 16  # on different streams
 
 
 class DeviceMasker:
@@ -42,7 +41,8 @@ class DeviceMasker:
                 -1 if core is None else self._filters.add(DeviceFilter(ItemFilter(core, trie, ""), device))
                 for core in rules.filters
             ]
-        self._filter_index = torch.tensor(numbers, device=device)
+        self._num_filters = len(numbers)
+        self._filter_index = None if self._filters is None else torch.tensor(numbers, device=device)
         eos = sorted(set(rules.eos_token_ids))
         if rules.begin_token_id < 0 and not eos and trie.end_token_id is not None:
             eos = [trie.end_token_id]
@@ -50,34 +50,40 @@ class DeviceMasker:
         self._after = torch.from_numpy(rules.after).to(device) if len(rules.after) else None
         lengths = rules.prompt_lengths
         self._starts = None if lengths is None else torch.from_numpy(lengths).to(device)
+        self._num_starts = 0 if lengths is None else len(lengths)
         self._longest_start = 0 if lengths is None else int(lengths.max())
-        self._faults = torch.zeros(2, dtype=torch.bool, device=device)
-        self._seen = torch.zeros(2, dtype=torch.bool, pin_memory=device.type == "cuda")
-        self._copied: Any = None  # the event behind the last copy
+        self._may_end = rules.on_dead != "mask"  # and only then something can be wrong with a call
+        self._faults = torch.zeros(2, dtype=torch.int32, device=device)
+        self._arrivals = cycle(torch.zeros(_CALLS_AT_ONCE, 2, dtype=torch.int64, device=device).unbind())
+        self._copy = torch.zeros(2, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._seen = self._copy.numpy()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [batch, vocabulary] with -inf wherever a token may not follow ``input_ids`` [batch, length]."""
-        is_capturing = scores.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not is_capturing and (self._copied is None or self._copied.query()):
+        if (self._seen[0] or self._seen[1]) and not (scores.is_cuda and torch.cuda.is_current_stream_capturing()):
             self._raise_seen()
         rows, length = input_ids.shape
-        self._check_rows("item_filter", len(self._filter_index), rows)
-        self._check_rows("prompt_length", 0 if self._starts is None else len(self._starts), rows)
+        self._check_rows("item_filter", self._num_filters, rows)
+        self._check_rows("prompt_length", self._num_starts, rows)
         if self._longest_start > length:
             raise ValueError(f"prompt_length={self._longest_start} is outside [0, {length}], the length of input_ids")
-        masked = scores.clone()
-        if not rows:
-            return masked
-        ids = input_ids.long()
-        filters = None if self._filters is None else self._filters.descriptors
-        index = self._filter_index.repeat_interleave(rows // len(self._filter_index), output_size=rows)
-        tries = (self._trie.descriptors, None, filters, None if filters is None else index)
-        states = trie_walk(ids, None, self._response_starts(ids), self._rules.begin_token_id, self._eos, *tries)
-        trie_mask(masked, states, self._rules.begin_token_id, self._eos, self._rules.on_dead != "mask", *tries)
-        self._note(states, masked)
-        if scores.is_cuda and not is_capturing:
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+        masked: torch.Tensor = trie_constrain(
+            input_ids if input_ids.dtype == torch.int64 else input_ids.long(),
+            scores,
+            self._starts,
+            self._after,
+            self._rules.begin_token_id,
+            self._eos,
+            self._may_end,
+            self._faults,
+            next(self._arrivals),
+            self._trie.descriptors,
+            None,
+            None if self._filters is None else self._filters.descriptors,
+            self._filter_index,
+        )
+        if self._may_end:  # read at a later call, whenever it has arrived
+            self._copy.copy_(self._faults, non_blocking=True)
         return masked
 
     def check(self) -> None:
@@ -88,38 +94,23 @@ class DeviceMasker:
         ValueError
             If at a call every row had left the trie, or a row could not go on and no token says how to end it.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
-        self._raise_seen()
+        if self._may_end:
+            self._wait()
+            self._raise_seen()
 
-    def _response_starts(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """Where each response begins; -1 where ``after`` is missing."""
-        if self._after is None:
-            starts = self._starts
-            return starts if starts is None else starts.repeat_interleave(len(ids) // len(starts), output_size=len(ids))
-        rows, length = ids.shape
-        width = len(self._after)
-        if length < width:
-            return torch.full((rows,), -1, device=ids.device)
-        is_here = (ids.unfold(1, width, 1) == self._after).all(-1)
-        behind = torch.arange(width, length + 1, device=ids.device)
-        return torch.where(is_here, behind, -1).amax(1)
-
-    def _note(self, states: torch.Tensor, masked: torch.Tensor) -> None:
-        """Keep what the host has to hear of, and send it on its way."""
-        if self._rules.on_dead == "mask":
-            return
-        self._faults[0] |= (states == _OFF_TRIE).all()
-        if not len(self._eos):
-            self._faults[1] |= masked.isneginf().all(1).any()
-        self._seen.copy_(self._faults, non_blocking=True)
+    def _wait(self) -> None:
+        """Have all that was found so far in ``_seen``."""
+        if self._faults.is_cuda:
+            torch.cuda.synchronize(self._faults.device)
+        self._copy.copy_(self._faults)
 
     def _raise_seen(self) -> None:
-        all_dead, is_closed = self._seen.tolist()
-        if not (all_dead or is_closed):
+        if not (self._seen[0] or self._seen[1]):
             return
+        self._wait()  # calls under way are not to bring up the same again
+        all_dead = bool(self._seen[0])
         self._faults.zero_()
-        self._seen.zero_()
+        self._copy.zero_()
         if all_dead:
             raise ValueError(
                 "at an earlier call every row of input_ids had left the trie. Check where items begin (begin_token_id, "
