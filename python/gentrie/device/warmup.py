@@ -54,9 +54,10 @@ def warmup(
     """Compile the kernels of serving, and those of training on request, for given shapes.
 
     The operations run once on the device, with tensors as the processor and the searches hand them over:
-    ``trie_constrain``, ``trie_walk``, ``trie_mask`` and ``trie_bitmask`` (with ``on_dead="eos"``, the default), with and
-    without a filter; and ``beam_step`` as :class:`DeviceBeamStepper` calls it: for one trie, with logits of the vocabulary or of the
-    catalog's tokens alone, and for a bank; without a filter, with one and with a bank; banks as they are by default.
+    ``trie_constrain``, ``trie_walk``, ``trie_mask`` and ``trie_bitmask`` (with ``on_dead="eos"``, the default), with
+    and without a filter; and ``beam_step`` as :class:`DeviceBeamStepper` calls it: for one trie, with logits of the
+    vocabulary or of the catalog's tokens alone, and for a bank; without a filter, with one and with a bank; banks as
+    they are by default.
     A later process that has ``TRITON_CACHE_DIR=cache_dir`` in its environment, the same versions of gentrie and Triton,
     the same kind of GPU and arguments of the same types compiles nothing. Triton tells sizes and strides apart by
     whether they are 1, multiples of 16, or neither, so that other batches of the same kind are served too. What this
