@@ -121,15 +121,11 @@ class Lookup {
 
   /// As TrieView::find_edge_in().
   std::uint32_t find_edge(gentrie::EdgeRange range, Token token, Known* known) {
-    if (range.size() < 512 && !view_.codes.contains(token)) {
-      return search(range.begin, range.end, token, known, [this](std::uint32_t edge, Known at) {
-        const Known index = read_token(edge, at);
-        const Token* id = view_.vocabulary + view_.edge_token_index(edge);
-        return std::make_pair(*id, lines_.read(id, sizeof *id, index));
-      });
-    }
     Known index_known;
-    if (!view_.codes.contains(token)) {
+    if (const std::uint32_t place = static_cast<std::uint32_t>(token - view_.token_index.first);
+        view_.token_index.range > 0) {
+      index_known = lines_.read(view_.token_index.present.words + (place >> 5), 8, {});
+    } else {
       search(0, view_.num_tokens, token, &index_known, [this](std::uint32_t index, Known at) {
         const Token* id = view_.vocabulary + index;
         return std::make_pair(*id, lines_.read(id, sizeof *id, at));

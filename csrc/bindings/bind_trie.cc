@@ -244,6 +244,7 @@ void bind_trie(py::module_& module) {
       .def_property_readonly("max_depth", [](const Trie& trie) { return trie.view().max_depth; })
       .def_property_readonly("max_branching", [](const Trie& trie) { return trie.view().max_branching; })
       .def_property_readonly("fingerprint", &Trie::fingerprint)
+      .def_property_readonly("token_index_nbytes", &Trie::token_index_nbytes)
       .def_property_readonly("metadata", &Trie::metadata)
       .def("arrays", &arrays_of)
       .def("header", &header_of)

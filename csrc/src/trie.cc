@@ -51,14 +51,21 @@ std::string fingerprint_of(const TrieHeader& header, const ArrayTable& arrays,
 
 namespace {
 
-/// The longest stretch of the vocabulary without gaps; none where it holds less than half: titles'.
-TokenStretch find_codes(const Token* vocabulary, std::uint32_t num_tokens) {
-  TokenStretch longest;
-  for (std::uint32_t begin = 0, end; begin < num_tokens; begin = end) {
-    for (end = begin + 1; end < num_tokens && vocabulary[end] - std::int64_t{1} == vocabulary[end - 1];) ++end;
-    if (end - begin > longest.size) longest = {vocabulary[begin], begin, end - begin};
+/// Words of the bitmap behind a VocabularyIndex; none where the tokens lie so far apart that it would outweigh them.
+std::vector<std::uint64_t> token_bits(const Token* vocabulary, std::uint32_t num_tokens) {
+  constexpr std::uint64_t kFarApart = 64, kAlways = 1 << 16;
+  if (num_tokens == 0) return {};
+  const Token first = vocabulary[0], last = vocabulary[num_tokens - 1];
+  const std::uint64_t range = last < first ? 0 : static_cast<std::uint64_t>(std::int64_t{last} - first) + 1;
+  if (range == 0 || range > kFarApart * num_tokens + kAlways) return {};
+  std::vector<std::uint64_t> words(RankedBitmap::num_words(range));
+  for (std::uint32_t i = 0; i < num_tokens; ++i) {
+    if (vocabulary[i] < first || vocabulary[i] > last) return {};  // of a damaged file
+    const auto place = static_cast<std::uint64_t>(std::int64_t{vocabulary[i]} - first);
+    words[place >> 5] |= std::uint64_t{1} << (place & 31);
   }
-  return longest.size >= num_tokens - longest.size ? longest : TokenStretch{};
+  RankedBitmap::index(words.data(), words.size());
+  return words;
 }
 
 TrieView make_view(const TrieHeader& header, const ArrayTable& arrays) {
@@ -78,7 +85,6 @@ TrieView make_view(const TrieHeader& header, const ArrayTable& arrays) {
   view.item_id_bytes = at(ArrayId::kItemIds).itemsize;
 
   view.vocabulary = static_cast<const Token*>(at(ArrayId::kVocabulary).data);
-  view.codes = find_codes(view.vocabulary, view.num_tokens);
   view.edge_indptr = static_cast<const std::uint32_t*>(at(ArrayId::kEdgeIndptr).data);
   view.edge_tokens = at(ArrayId::kEdgeTokens).data;
   view.edge_to_node.words = static_cast<const std::uint64_t*>(at(ArrayId::kEdgeToNode).data);
@@ -105,6 +111,12 @@ Trie::Trie(const TrieHeader& header, const ArrayTable& arrays, std::shared_ptr<c
       view_(make_view(header, arrays)),
       fingerprint_(std::move(fingerprint)),
       metadata_(std::move(metadata)) {
+  token_bits_ = token_bits(view_.vocabulary, view_.num_tokens);
+  if (!token_bits_.empty()) {
+    const Token first = view_.vocabulary[0], last = view_.vocabulary[view_.num_tokens - 1];
+    view_.token_index = {
+        {token_bits_.data()}, first, static_cast<std::uint32_t>(last) - static_cast<std::uint32_t>(first) + 1};
+  }
   if (fingerprint_.empty()) fingerprint_ = fingerprint_of(header_, arrays_, checksums_of(arrays_));
 }
 

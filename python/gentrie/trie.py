@@ -451,8 +451,12 @@ class TokenTrie:
 
     @property
     def nbytes_by_array(self) -> dict[str, int]:
-        """Bytes of each array; ``item_ids`` and ``item_indptr`` are the leaf-to-item table."""
-        return {name: array.nbytes for name, array in self._core.arrays().items()}
+        """Bytes of each array; ``item_ids`` and ``item_indptr`` are the leaf-to-item table.
+
+        ``token_index`` is made from the vocabulary and stands in no file.
+        """
+        arrays = {name: array.nbytes for name, array in self._core.arrays().items()}
+        return {**arrays, "token_index": self._core.token_index_nbytes}
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "gentrie/types.h"
+
 namespace gentrie {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "arrays are stored little-endian and mapped as they are");
@@ -61,6 +63,19 @@ struct RankedBitmap {
       words[w] = ones << 32 | bits;
       ones += count_ones(bits);
     }
+  }
+};
+
+/// The index of each token in a vocabulary, by one read: a bitmap from the first of its tokens to the last.
+struct VocabularyIndex {
+  RankedBitmap present;
+  Token first = 0;
+  std::uint32_t range = 0;  ///< last - first + 1; 0: there is none
+
+  /// Index of `token`, or `absent`.
+  std::uint32_t find(Token token, std::uint32_t absent) const {
+    const std::uint32_t place = static_cast<std::uint32_t>(token) - static_cast<std::uint32_t>(first);
+    return place < range && present.test(place) ? present.rank(place) : absent;
   }
 };
 

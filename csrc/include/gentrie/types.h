@@ -47,21 +47,6 @@ class IoError : public std::runtime_error {
   int code_;
 };
 
-/// Token ids without gaps, as of codes: the index of each is known from its distance to the first.
-struct TokenStretch {
-  Token first_token = 0;
-  std::uint32_t first_index = 0;
-  std::uint32_t size = 0;
-
-  bool contains(Token token) const { return distance(token) < size; }
-  std::uint32_t index_of(Token token) const { return first_index + distance(token); }
-
- private:
-  std::uint32_t distance(Token token) const {
-    return static_cast<std::uint32_t>(token) - static_cast<std::uint32_t>(first_token);
-  }
-};
-
 }  // namespace gentrie
 
 #endif  // GENTRIE_TYPES_H_

@@ -52,7 +52,7 @@ struct TrieView {
   std::uint32_t item_id_bytes = 4;
 
   const Token* vocabulary = nullptr;           ///< [num_tokens] distinct token ids, ascending
-  TokenStretch codes;                          ///< of the vocabulary, where one holds at least half of it
+  VocabularyIndex token_index;                 ///< of the vocabulary, where its tokens do not lie far apart
   const std::uint32_t* edge_indptr = nullptr;  ///< [num_nodes + 1]
   const void* edge_tokens = nullptr;           ///< [num_edges] indices into vocabulary, 1, 2 or 4 bytes
   RankedBitmap edge_to_node;                   ///< [num_edges] 1: leads to a node, 0: to a leaf
@@ -106,7 +106,7 @@ struct TrieView {
 
   /// Index of `token` in the vocabulary, or num_tokens if the catalog does not use it.
   std::uint32_t index_of(Token token) const {
-    if (codes.contains(token)) return codes.index_of(token);
+    if (token_index.range > 0) return token_index.find(token, num_tokens);
     const auto at = [this](std::uint32_t index) { return vocabulary[index]; };
     return find_ascending(0, num_tokens, at, token, num_tokens);
   }
@@ -129,13 +129,15 @@ struct TrieView {
 
   /// The edge of `range` that begins with `token`, or range.end.
   std::uint32_t find_edge(EdgeRange range, Token token) const {
+    const std::uint32_t index = index_of(token);
+    if (index == num_tokens) return range.end;
     switch (edge_token_bytes) {
       case 1:
-        return find_edge_in(static_cast<const std::uint8_t*>(edge_tokens), range, token);
+        return find_edge_in(static_cast<const std::uint8_t*>(edge_tokens), range, index);
       case 2:
-        return find_edge_in(static_cast<const std::uint16_t*>(edge_tokens), range, token);
+        return find_edge_in(static_cast<const std::uint16_t*>(edge_tokens), range, index);
       default:
-        return find_edge_in(static_cast<const std::uint32_t*>(edge_tokens), range, token);
+        return find_edge_in(static_cast<const std::uint32_t*>(edge_tokens), range, index);
     }
   }
 
@@ -190,9 +192,9 @@ struct TrieView {
 
   /// The state after `token`, or kOffTrie. Free text stays free text. A non-negative `state` must be contained.
   ///
-  /// Cache lines that wait for each other: edge_indptr; edge_tokens around the edge, with edge_to_node and leaf_begin
-  /// beside it; run_offsets, with run_blocks beside it. Of a leaf that follows edges to nodes leaf_prefix says which it
-  /// is, beside run_offsets at the place where it probably is.
+  /// Cache lines that wait for each other: edge_indptr, with token_index beside it; edge_tokens around the edge, with
+  /// edge_to_node and leaf_begin beside it; run_offsets, with run_blocks beside it. Of a leaf that follows edges to
+  /// nodes leaf_prefix says which it is, beside run_offsets at the place where it probably is.
   State advance(State state, Token token) const {
     if (state < 0) return state;
     const std::uint64_t target = target_of(state);
@@ -266,21 +268,12 @@ struct TrieView {
     return {begin, begin + std::min(count, num_leaves - begin)};
   }
 
-  /// Edges of a node ascend in token id as in index. By index is faster, but where the index is not known at once a
-  /// few edges are searched by id, which costs less than finding it.
   template <typename T>
-  std::uint32_t find_edge_in(const T* indices, EdgeRange range, Token token) const {
-    constexpr std::uint32_t kMany = 512;
-    if (range.size() >= kMany || codes.contains(token)) {
-      const auto on_guess = [this, range](std::uint32_t place) {
-        __builtin_prefetch(edge_to_node.words + ((range.begin + place) >> 5));
-      };
-      return range.begin + find_distinct(indices + range.begin, range.size(), index_of(token), num_tokens, on_guess);
-    }
-    const auto at = [indices, tokens = vocabulary, last = num_tokens - 1](std::uint32_t edge) {
-      return tokens[std::min<std::uint32_t>(indices[edge], last)];
+  std::uint32_t find_edge_in(const T* indices, EdgeRange range, std::uint32_t index) const {
+    const auto on_guess = [this, range](std::uint32_t place) {
+      __builtin_prefetch(edge_to_node.words + ((range.begin + place) >> 5));
     };
-    return find_ascending(range.begin, range.end, at, token, range.end);
+    return range.begin + find_distinct(indices + range.begin, range.size(), index, num_tokens, on_guess);
   }
 };
 
