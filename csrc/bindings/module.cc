@@ -3,6 +3,7 @@
 #include "bindings.h"
 #include "gentrie/types.h"
 #include "gentrie/version.h"
+#include "gentrie/zeros.h"
 
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   namespace py = pybind11;
@@ -26,4 +27,11 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   gentrie::bind_trie(module);
   gentrie::bind_filter(module);
   gentrie::bind_constraint(module);
+  module.def(
+      "write_zeros",
+      [](std::uintptr_t data, std::uint64_t nbytes) {
+        const py::gil_scoped_release no_gil;
+        gentrie::write_zeros(gentrie::at_address<void>(data), nbytes);
+      },
+      py::arg("data"), py::arg("nbytes"));
 }

@@ -11,6 +11,7 @@
 
 #include "gentrie/packed.h"
 #include "gentrie/sorted_search.h"
+#include "gentrie/zeros.h"
 #include "xxhash64.h"
 
 namespace {
@@ -86,6 +87,20 @@ void test_search(std::uint32_t limit) {
   }
 }
 
+void test_zeros() {
+  const std::size_t much = std::size_t{5} << 20;
+  std::vector<char> bytes(much + 200);
+  for (const std::size_t size : {std::size_t{0}, std::size_t{100}, much, much + 1, much + 63}) {
+    for (const std::size_t begin : {0, 1, 63, 64, 100}) {
+      std::fill(bytes.begin(), bytes.end(), 1);
+      gentrie::write_zeros(bytes.data() + begin, size);
+      const auto first = bytes.begin() + static_cast<std::ptrdiff_t>(begin);
+      assert(std::count(first, first + static_cast<std::ptrdiff_t>(size), 0) == static_cast<std::ptrdiff_t>(size));
+      assert(std::count(bytes.begin(), bytes.end(), 1) == static_cast<std::ptrdiff_t>(bytes.size() - size));
+    }
+  }
+}
+
 void test_xxhash64() {
   std::string bytes;
   for (int i = 0; i < 101; ++i) bytes.push_back(static_cast<char>(i));
@@ -105,6 +120,7 @@ int main() {
   test_search<std::uint8_t>(256);
   test_search<std::uint16_t>(2048);
   test_search<std::uint32_t>(3000);
+  test_zeros();
   test_xxhash64();
   std::puts("3 passed, 0 failed");
 }

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
+from gentrie import _core
 from gentrie.training import _device
 from gentrie.training._rows import Narrow, Scope, Wide
 from gentrie.training._scores import Scores, Tau, kth_largest, sum_dtype
@@ -187,11 +187,11 @@ def _pick(logits: torch.Tensor, block: _NarrowBlock) -> torch.Tensor:
 
 
 def _zeros_like(logits: torch.Tensor) -> torch.Tensor:
-    """Contiguous zeros. Filling is most of the work of a backward pass, and numpy's is a fifth faster on the CPU."""
+    """Contiguous zeros. Filling is most of the work of a backward pass; the core's takes two thirds of torch's time."""
     if logits.device.type != "cpu":
         return torch.zeros_like(logits, memory_format=torch.contiguous_format)
     zeros = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    zeros.view(torch.int16).numpy().view(np.int32 if zeros.element_size() > 2 else np.int16).fill(0)
+    _core.write_zeros(zeros.data_ptr(), zeros.nbytes)
     return zeros
 
 
