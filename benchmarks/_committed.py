@@ -26,7 +26,7 @@ OFFICE = {
 
 def committed_rows() -> list[tuple[Figure, str]]:
     """Each figure and the command that measured it."""
-    return [*_published(), *_scaling(), *_table_a2(), *_office(), *_gpu()]
+    return [*_published(), *_scaling(), *_wide_beams(), *_table_a2(), *_office(), *_gpu()]
 
 
 def _read(name: str) -> Any:
@@ -58,6 +58,12 @@ def _scaling() -> Iterator[tuple[Figure, str]]:
             yield _of(f"{name}: child lookup in C++", "ns", point["child_lookup_ns"], goal=400), SCALING
         elif point["items"] == 100_000 and point["catalog"] != "titles":
             yield _of(f"{name}: child lookup in C++", "ns", point["child_lookup_ns"], goal=100), SCALING
+
+
+def _wide_beams() -> Iterator[tuple[Figure, str]]:
+    found = _read("beam_search_wide.json")
+    for figure in found["figures"] if found else ():
+        yield Figure(**figure), found["command"]
 
 
 def _table_a2() -> Iterator[tuple[Figure, str]]:
