@@ -81,7 +81,8 @@ def update_readme(rows: list[tuple[Figure, str]], where: dict[str, Any]) -> None
         f"{where['cpu']}, one thread unless a row says otherwise, Python {where['python']}, "
         f"torch {where['versions']['torch']}, commit {where['commit'].removesuffix('-dirty')[:7]}"
         f"{' with changes' if where['commit'].endswith('-dirty') else ''}; median (range of the rounds). Rows of "
-        "`scaling.py` and `compare_published.py` are of earlier runs, whose commits stand in `benchmarks/results`."
+        "`scaling.py`, `compare_published*.py` and of 50 and 200 beams are of earlier runs, whose commits stand in "
+        "`benchmarks/results`."
     )
     text = README.read_text()
     parts = {"figures": f"{head}\n\n{markdown(rows)}", "table-a2": table_a2(), "office": office()}
