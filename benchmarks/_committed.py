@@ -63,7 +63,7 @@ def _scaling() -> Iterator[tuple[Figure, str]]:
 def _wide_beams() -> Iterator[tuple[Figure, str]]:
     found = _read("beam_search_wide.json")
     for figure in found["figures"] if found else ():
-        yield Figure(**figure), found["command"]
+        yield Figure(**{**figure, "name": f"{figure['name']} ({found['circumstances']['note']})"}), found["command"]
 
 
 def _table_a2() -> Iterator[tuple[Figure, str]]:
