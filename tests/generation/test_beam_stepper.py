@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,12 +16,22 @@ from hypothesis import strategies as st
 from tiny_models import END, VOCAB_SIZE
 
 from gentrie import TokenTrie
-from gentrie.generation import BeamItems, BeamStepper
+from gentrie.generation import BeamItems, BeamStepper, beam_stepper
 
 
-@given(rows=catalogs(max_items=20), seed=st.integers(0, 1000), narrow=st.booleans())
+@given(
+    rows=catalogs(max_items=20),
+    seed=st.integers(0, 1000),
+    narrow=st.booleans(),
+    room=st.sampled_from([0, 16, 512]),
+)
 @settings(max_examples=60)
-def test_requests_that_join_and_leave_at_random(rows: list[list[int]], seed: int, narrow: bool) -> None:
+def test_requests_that_join_and_leave_at_random(rows: list[list[int]], seed: int, narrow: bool, room: int) -> None:
+    with patch.object(beam_stepper, "_TOKENS_A_CALL", room):
+        join_and_leave(rows, seed, narrow)
+
+
+def join_and_leave(rows: list[list[int]], seed: int, narrow: bool) -> None:
     trie = TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
     draw, engine, stepper = random.Random(seed), Engine(), BeamStepper(trie)
     settings_of: dict[int, dict[str, Any]] = {}
@@ -97,6 +108,19 @@ def test_rows_are_asked_for_branches_alone() -> None:
     assert step.finished == [0]  # both paths are unique
     assert len(stepper.rows()) == 0
     assert sorted(stepper.pop_result(0).sequences) == [[4, 5, 6, END], [4, 5, 7, 8, 9, END]]
+
+
+def test_runs_are_read_ahead_where_the_call_has_room() -> None:
+    trie = TokenTrie.from_sequences([[4, 5, 6, 7, 8], [9, 5, 6, 7, 8]], vocab_size=VOCAB_SIZE, end_token_id=END)
+    for requests, each in ((1, [4, 5, 6]), (256, [4, 5]), (257, [4])):  # two beams of a request ask
+        stepper = BeamStepper(trie, beam_width=2, scope="vocab")
+        for request in range(requests):
+            stepper.add_request(request)
+        stepper.step(torch.zeros(requests, VOCAB_SIZE))
+        rows = stepper.rows()
+        assert rows.tokens[: len(each)].tolist() == each
+        assert rows.logit_counts.tolist() == [len(each)] * (2 * requests)
+        assert len(rows.tokens) == 2 * requests * len(each)
 
 
 @pytest.mark.parametrize("scope", ["trie", "vocab"])

@@ -12,6 +12,7 @@ from tiny_models import FIRST_TOKEN, PAD, VOCAB_SIZE, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 from tree_models import PACKED, PADDED, logits_behind, tree_model
 
+from gentrie.generation import tree_head
 from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.generation.tree_slots import TreeSlots
 
@@ -116,6 +117,28 @@ def test_some_rows_of_the_head_are_those_of_all(kind):
     every = decoder.logits(decoder.prompt_hidden)
     for chosen in (torch.tensor([3, 40, 7]), torch.tensor([1])):
         torch.testing.assert_close(decoder.logits(decoder.prompt_hidden, chosen), every[:, chosen])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "Gemma2", "Cohere", "tied_t5", "adapter"])
+@pytest.mark.parametrize("tile", [1, 7 * 3, 1 << 17])
+def test_what_normalises_logits_over_the_whole_vocabulary(kind, tile, monkeypatch):
+    monkeypatch.setattr(tree_head, "_TILE", tile)
+    monkeypatch.setattr(tree_head, "_LEAST_COLUMNS", 1)
+    monkeypatch.setattr(tree_head, "_ROWS", 2)
+    model = copy.deepcopy(tree_model("llama" if kind == "adapter" else kind))
+    head = model.get_output_embeddings()
+    if kind == "adapter":  # a head that only knows how to compute all of its rows
+        model.set_output_embeddings(torch.nn.Sequential(head))
+        model.get_output_embeddings().weight = head.weight
+    if kind in ("llama", "adapter"):
+        head.bias = torch.nn.Parameter(torch.zeros(VOCAB_SIZE).index_fill(0, torch.arange(5, 20), -torch.inf))
+    decoder = TreeDecoder(model, torch.tensor([[5, 6, 7], [8, 9, 10], [7, 7, 9]]))
+    every = decoder.logits(decoder.prompt_hidden).double() / 0.7
+    for chosen in ([0, 3, 4, VOCAB_SIZE - 1], [9], range(VOCAB_SIZE)):
+        ids = torch.tensor(chosen)
+        logits, normalizers = decoder.normalized_logits(decoder.prompt_hidden, ids, 0.7)
+        torch.testing.assert_close(logits.double(), every[:, ids], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(normalizers.double(), every.logsumexp(-1), rtol=1e-6, atol=1e-5)
 
 
 def test_the_head_follows_its_weights_and_the_selection():

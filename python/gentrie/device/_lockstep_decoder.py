@@ -10,9 +10,6 @@ from gentrie.generation.tree_attention import Step
 from gentrie.generation.tree_blocks import Block, on_device
 from gentrie.generation.tree_decoder import TreeDecoder
 
-_HEAD_ROWS = 256
-"""Rows of logits over the whole vocabulary that are held at a time beside those of the catalog."""
-
 
 class LockstepDecoder:
     """Prompts, each encoded once and its keys and values held once, and the tokens of their beams behind them.
@@ -134,14 +131,7 @@ class LockstepDecoder:
         return self._logits(hidden)
 
     def _logits(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if not self._over_vocab or self._token_ids is None:
-            return self._tempered(self._decoder.logits(hidden, self._token_ids)), None
-        logits, normalizers = [], []
-        for part in torch.split(hidden, _HEAD_ROWS):
-            whole = self._tempered(self._decoder.logits(part))
-            logits.append(whole[:, self._token_ids])
-            normalizers.append(whole.float().logsumexp(-1))
-        return torch.cat(logits), torch.cat(normalizers)
-
-    def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits if self._temperature == 1.0 else logits.float() / self._temperature
+        if self._over_vocab and self._token_ids is not None:
+            return self._decoder.normalized_logits(hidden, self._token_ids, self._temperature)
+        logits = self._decoder.logits(hidden, self._token_ids)
+        return (logits if self._temperature == 1.0 else logits.float() / self._temperature), None

@@ -11,9 +11,6 @@ from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.generation.tree_slots import Int64Array
 from gentrie.trie import TokenTrie
 
-# Rows of logits over the whole vocabulary that are held at a time.
-_HEAD_ROWS = 256
-
 
 class BeamDriver:
     """Gives a stepper the logits that it asks for.
@@ -107,19 +104,10 @@ class BeamDriver:
 
     def _scores(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits of the catalog's tokens, and what normalises them over the whole vocabulary where that is wanted."""
-        if self._scope == "trie":
-            return self._tempered(self._decoder.logits(hidden, self._tokens)), None
-        logits, normalizers = [], []
-        for part in torch.split(hidden, _HEAD_ROWS):
-            whole = self._tempered(self._decoder.logits(part))
-            logits.append(whole[:, self._tokens])
-            highest = whole.amax(-1, keepdim=True)  # logsumexp in place: it would copy the rows
-            normalizers.append(whole.sub_(highest).exp_().sum(-1).log_().add_(highest[:, 0]))
-        return torch.cat(logits), torch.cat(normalizers)
-
-    def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
-        logits = logits.float()
-        return logits if self._temperature == 1.0 else logits / self._temperature
+        if self._scope == "vocab":
+            return self._decoder.normalized_logits(hidden, self._tokens, self._temperature)
+        logits = self._decoder.logits(hidden, self._tokens)
+        return (logits if self._temperature == 1.0 else logits.float() / self._temperature), None
 
     def _forget(self) -> None:
         used = self._stepper.handles_in_use().tolist()

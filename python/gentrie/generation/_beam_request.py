@@ -11,7 +11,7 @@ from gentrie.generation.item_terms import ItemTerm
 from gentrie.matcher import make_constraint
 from gentrie.trie import TokenTrie
 
-# Tokens of a run that are read at once, at least.
+# Tokens of a run that are read ahead at once, at least, where the call has room for them.
 _PIECE = 2
 
 
@@ -63,31 +63,28 @@ class BeamRequest:
                 places.setdefault(beam.state, []).append(beam)
         return list(places.values())
 
-    def tokens_to_feed(self, beam: Beam) -> list[int]:
-        """What the model reads for a beam that asks: under ``"vocab"`` also some of the run that follows, whose tokens
-        have scores of their own."""
-        if self.rules.scope == "trie" or not beam.pending:
-            return list(beam.pending)
-        return [*beam.pending, *self._run(beam)]
+    def reading(self, beam: Beam, ahead: int) -> tuple[list[int], list[Int64Array]]:
+        """What the model reads for a beam that asks, and the children to score behind the last of it.
 
-    def take(self, beam: Beam, handle: int, known: list[Float64Array]) -> None:
-        """Give a beam that asked the log-probabilities of the children at each place that :meth:`places` named."""
-        beam.handle, beam.pending, beam.known = handle, [], known
-
-    def places(self, beam: Beam, num_fed: int) -> list[Int64Array]:
-        """Children to score behind the last ``len`` tokens of those fed (behind the prompt where none was)."""
-        if self.rules.scope == "trie" or not num_fed:
-            return [beam.children]
-        run = self._run(beam)
+        Under ``"vocab"`` it also reads up to ``ahead`` tokens of the run that follows, which have scores of their own;
+        there every token read has its place, and the prompt's end where none is. Under ``"trie"`` the last has.
+        """
+        run = self._run(beam, ahead) if self.rules.scope == "vocab" and beam.pending else []
+        if not run:
+            return list(beam.pending), [beam.children]
         places = [np.array([token]) for token in run]
         if beam.matcher is None:
             last = self._trie.next_tokens(self._trie.walk(run, beam.state)).astype(np.int64)
         else:
-            ahead = beam.matcher.fork()
+            further = beam.matcher.fork()
             for token in run:
-                ahead.accept_token(token)
-            last = allowed_tokens(self._trie, ahead)
-        return [*places, last]
+                further.accept_token(token)
+            last = allowed_tokens(self._trie, further)
+        return [*beam.pending, *run], [*places, last]
+
+    def take(self, beam: Beam, handle: int, known: list[Float64Array]) -> None:
+        """Give a beam that asked the log-probabilities of the children at each place that :meth:`reading` named."""
+        beam.handle, beam.pending, beam.known = handle, [], known
 
     def advance(self) -> None:
         """Go on, depth by depth, until a live beam asks or all is done."""
@@ -99,10 +96,10 @@ class BeamRequest:
                     group.step(self._depth, taken)
                     taken += [beam.token for beam in group.beams]
 
-    def _run(self, beam: Beam) -> list[int]:
+    def _run(self, beam: Beam, ahead: int) -> list[int]:
         """Forced tokens behind a beam, without the one that completes a sequence: nothing is chosen behind it. No more
         than have been read so far: the beam may die before its end."""
-        most = min(max(_PIECE, self._depth), self.rules.max_length - self._depth - 1)
+        most = min(ahead, max(_PIECE, self._depth), self.rules.max_length - self._depth - 1)
         if len(beam.children) != 1 or most == 0:
             return []
         forced = self._trie.forced_tokens(beam.state) if beam.matcher is None else beam.matcher.forced_tokens()

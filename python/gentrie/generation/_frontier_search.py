@@ -14,9 +14,6 @@ from gentrie.trie import TokenTrie
 
 Float64Array = npt.NDArray[np.float64]
 
-# Rows of logits over the whole vocabulary that are held at a time.
-_HEAD_ROWS = 64
-
 
 class FrontierSearch:
     """Asks the decoder for what the frontiers of all prompts want, in one call at a time."""
@@ -66,8 +63,5 @@ class FrontierSearch:
         """Float64 [N, catalog's tokens]: logits, or log-probabilities over the whole vocabulary."""
         if self._scope == "trie":
             return self._decoder.logits(hidden, self._tokens).double().cpu().numpy()
-        parts = []
-        for rows in torch.split(hidden, _HEAD_ROWS):
-            logits = self._decoder.logits(rows).float()
-            parts.append((logits[:, self._tokens] - logits.logsumexp(-1, keepdim=True)).double().cpu().numpy())
-        return np.concatenate(parts)
+        logits, normalizers = self._decoder.normalized_logits(hidden, self._tokens)
+        return (logits.double() - normalizers.double()[:, None]).cpu().numpy()

@@ -18,12 +18,16 @@ from gentrie.generation.item_terms import ItemTerm, LookaheadTerm, ShareTerm
 from gentrie.item_filter import items_of, make_filter
 from gentrie.trie import TokenTrie
 
+# A call of the model for more tokens than these takes time in proportion to them: runs are not read ahead then, since
+# beams die inside them.
+_TOKENS_A_CALL = 512
+
 
 class BeamStepper:
     """The token-synchronous beam search of ``transformers`` for any engine that can score tokens.
 
     Every request searches depth by depth, but the model is asked only at depths where a live beam has a choice (under
-    ``scope="vocab"`` also for runs of forced tokens, a run at once). Requests join and leave at any time and need not
+    ``scope="vocab"`` also for forced tokens, several of a run at once where few beams ask). Requests join and leave at any time and need not
     be at the same depth::
 
         stepper.add_request(0, beam_width=10)
@@ -181,17 +185,23 @@ class BeamStepper:
             return self._rows
         requests, handles, parents, states, tokens, lengths = [], [], [], [], [], []
         self._asked = []
-        for name, search in self._requests.items():
-            for beams in () if search.done else search.asking():
-                fed = search.tokens_to_feed(beams[0])
-                requests.append(name)
-                handles.append(self._next_handle)
-                parents.append(beams[0].handle)
-                states.append(beams[0].state)
-                tokens += fed
-                lengths.append(len(fed))
-                self._asked.append(AskedRow(name, search, beams, self._next_handle, search.places(beams[0], len(fed))))
-                self._next_handle += 1
+        asking = [
+            (name, search, beams)
+            for name, search in self._requests.items()
+            if not search.done
+            for beams in search.asking()
+        ]
+        ahead = _TOKENS_A_CALL // max(1, len(asking))
+        for name, search, beams in asking:
+            fed, places = search.reading(beams[0], ahead)
+            requests.append(name)
+            handles.append(self._next_handle)
+            parents.append(beams[0].handle)
+            states.append(beams[0].state)
+            tokens += fed
+            lengths.append(len(fed))
+            self._asked.append(AskedRow(name, search, beams, self._next_handle, places))
+            self._next_handle += 1
         self._rows = BeamRows(
             handles=_int64(handles),
             requests=_int64(requests),

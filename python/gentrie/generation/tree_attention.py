@@ -1,7 +1,7 @@
 """Attention over [prompt | ancestors in the tree | itself], for rows of many prompts in one packed sequence.
 
 Keys and values of a prompt are stored once, in a rectangle [prompts, key heads, longest, head size]; those of decoded
-tokens in one pool whose rows are the tree's slots. Rows are attended in blocks of prompts with like numbers of rows, so
+tokens in one pool [key heads, slots, head size]. Rows are attended in blocks of prompts with like numbers of rows, so
 that a block is a dense product and never more than twice its rows. The model itself sees no padding at all.
 """
 
@@ -55,7 +55,7 @@ class Step:
 
 @dataclass
 class _Layer:
-    """Keys and values of one layer: rectangles of prompts, and the pool [slots, key heads, head size]."""
+    """Keys and values of one layer: rectangles of prompts, and the pool [key heads, slots, head size]."""
 
     prompts: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     pool: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -78,11 +78,10 @@ class TreeCache(Cache):
         if step is None:
             raise RuntimeError("the cache of a TreeDecoder works only inside its own calls")
         layer = self.stores.setdefault(layer_idx, _Layer())
-        keys, values = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
         step.stored.add(layer_idx)
         if step.slots is None:
             batch, row = step.blocks[0].batch, step.blocks[0].row
-            pair = tuple(x[row].transpose(1, 2).contiguous() for x in (keys, values))
+            pair = tuple(x[0].transpose(0, 1)[row].transpose(1, 2).contiguous() for x in (key_states, value_states))
             if batch == len(layer.prompts):
                 layer.prompts.append(pair)  # type: ignore[arg-type]
             else:  # prompts in the place of others, at the same addresses
@@ -91,7 +90,7 @@ class TreeCache(Cache):
         else:
             layer.pool = tuple(  # type: ignore[assignment]
                 _stored(old, new, step.slots, self.capacity)
-                for old, new in zip(layer.pool or (None, None), (keys, values), strict=True)
+                for old, new in zip(layer.pool or (None, None), (key_states[0], value_states[0]), strict=True)
             )
         return key_states, value_states
 
@@ -117,13 +116,12 @@ class TreeCache(Cache):
 
 
 def _stored(old: torch.Tensor | None, new: torch.Tensor, slots: torch.Tensor, capacity: int) -> torch.Tensor:
-    if old is None or old.shape[0] < capacity:
-        grown = new.new_zeros((capacity, *new.shape[1:]))
+    if old is None or old.shape[1] < capacity:
+        grown = new.new_zeros(new.shape[0], capacity, new.shape[2])
         if old is not None:
-            grown[: old.shape[0]] = old
+            grown[:, : old.shape[1]] = old
         old = grown
-    old[slots] = new
-    return old
+    return old.index_copy_(1, slots, new)
 
 
 _active = threading.local()
@@ -254,9 +252,11 @@ def _explicit(
     tree_values = None
     if layer.pool is not None and step.slots is not None:
         above = step.ancestors[flat_row]
-        tree_keys, tree_values = (pool[above].transpose(1, 2) for pool in layer.pool)  # [P * n, key heads, L, size]
-        tree = queries @ tree_keys.transpose(-1, -2)
-        tree = tree.view(num_prompts, num_rows, num_key_heads, group, -1).permute(0, 2, 3, 1, 4)
+        tree_keys, tree_values = (  # [key heads, P * n, L, size]
+            pool.index_select(1, above.flatten()).view(num_key_heads, *above.shape, -1) for pool in layer.pool
+        )
+        tree = queries.transpose(0, 1) @ tree_keys.transpose(-1, -2)
+        tree = tree.view(num_key_heads, num_prompts, num_rows, group, -1).permute(1, 0, 3, 2, 4)
         scores = torch.cat([scores, tree], dim=-1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if softcap is not None:
@@ -271,8 +271,8 @@ def _explicit(
     out = weights[..., :longest].reshape(num_prompts, num_key_heads, group * num_rows, longest) @ values
     out = out.view(num_prompts, num_key_heads, group, num_rows, -1).permute(0, 3, 1, 2, 4)
     if tree_values is not None:
-        tree = weights[..., longest:].permute(0, 3, 1, 2, 4).flatten(0, 1) @ tree_values
-        out = out + tree.view(out.shape)
+        tree = weights[..., longest:].permute(1, 0, 3, 2, 4).flatten(1, 2) @ tree_values
+        out = out + tree.view(num_key_heads, num_prompts, num_rows, group, -1).permute(1, 2, 0, 3, 4)
     return out.flatten(2, 3)
 
 

@@ -246,6 +246,29 @@ class TreeDecoder:
         with self._uncompiled:
             return self._head.logits(hidden, token_ids)
 
+    @torch.no_grad()
+    def normalized_logits(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of some tokens, and what normalises them over the whole vocabulary, which is never held for all rows.
+
+        Parameters
+        ----------
+        hidden
+            [N, D].
+        token_ids
+            int64 [tokens] on the model's device, ascending.
+        temperature
+            Logits are divided by it.
+
+        Returns
+        -------
+        logits, normalizers
+            [N, tokens], and float32 [N], the logarithm of the sum of the exponentials of all logits.
+        """
+        with self._uncompiled:
+            return self._head.normalized(hidden, token_ids, temperature)
+
     @property
     def _vocabulary(self) -> int:
         """Tokens that have an embedding."""

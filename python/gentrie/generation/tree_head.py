@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
@@ -11,6 +12,11 @@ from transformers import PreTrainedModel
 from gentrie._lm_head import logit_scale, logit_softcap
 
 _checked: WeakSet[PreTrainedModel] = WeakSet()
+
+# Logits of a tile on the CPU, which stay in a core's cache while they are summed up, and its columns.
+_TILE, _LEAST_COLUMNS, _MOST_COLUMNS = 1 << 17, 256, 4096
+# Rows of logits over the whole vocabulary that are held at a time elsewhere.
+_ROWS = 256
 
 
 class TreeHead:
@@ -46,10 +52,36 @@ class TreeHead:
             raw = torch.nn.functional.linear(hidden, *self._selected(token_ids))
         else:  # adapters and quantised weights: only the module knows its rows
             raw = self._module(hidden)[:, token_ids]
+        return self._shaped(raw)
+
+    def normalized(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the given tokens over ``temperature``, and what normalises them over the whole vocabulary; see
+        :meth:`gentrie.generation.TreeDecoder.normalized_logits`."""
+        if type(self._module) is torch.nn.Linear and hidden.device.type == "cpu":
+            return self._by_columns(hidden, token_ids, temperature)
+        return _by_rows(self.logits, hidden, token_ids, temperature)
+
+    def _shaped(self, raw: torch.Tensor) -> torch.Tensor:
         if self._scale != 1.0:
             raw = raw * self._scale
-        logits: torch.Tensor = raw if self._softcap is None else (raw / self._softcap).tanh() * self._softcap
-        return logits
+        return raw if self._softcap is None else (raw / self._softcap).tanh() * self._softcap
+
+    def _by_columns(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = self._module.weight, self._module.bias
+        columns = min(max(_TILE // max(1, len(hidden)), _LEAST_COLUMNS), _MOST_COLUMNS)
+        edges = [*range(0, self.vocab_size, columns), self.vocab_size]
+        cuts = torch.searchsorted(token_ids, torch.tensor(edges)).tolist()
+        wanted, sums = [], []
+        for first, last, begin, end in zip(edges, edges[1:], cuts, cuts[1:], strict=False):
+            raw = torch.nn.functional.linear(hidden, weight[first:last], None if bias is None else bias[first:last])
+            tile = _tempered(self._shaped(raw), temperature)
+            wanted.append(tile.index_select(1, token_ids[begin:end] - first))
+            sums.append(_log_sum_exp(tile))
+        return torch.cat(wanted, dim=1), torch.stack(sums).logsumexp(0)
 
     def _selected(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias of some tokens. The last selection is kept: it is the catalog's at every step."""
@@ -93,6 +125,35 @@ class WholeHead:
     def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
         """The logits [N, vocabulary] as they are, or those of the given tokens."""
         return hidden if token_ids is None else hidden[:, token_ids]
+
+    def normalized(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`TreeHead.normalized`."""
+        return _by_rows(torch.Tensor.clone, hidden, token_ids, temperature)
+
+
+def _by_rows(
+    logits: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, token_ids: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    wanted, sums = [], []
+    for rows in torch.split(hidden, _ROWS):
+        whole = _tempered(logits(rows), temperature)
+        wanted.append(whole.index_select(1, token_ids))
+        sums.append(_log_sum_exp(whole))
+    return torch.cat(wanted), torch.cat(sums)
+
+
+def _log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
+    """Float32 [N] over the columns, in the place of the logits: ``torch.logsumexp`` would copy them, and costs the CPU
+    as much as the product that makes them."""
+    logits = logits.float()
+    highest = logits.amax(-1).clamp_(min=torch.finfo(torch.float32).min)  # of a tile that is -inf throughout
+    return logits.sub_(highest[:, None]).exp_().sum(-1).log_().add_(highest)
+
+
+def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1.0 else logits.float() / temperature
 
 
 def _scale(config: Any) -> float:
