@@ -27,8 +27,8 @@ class BeamStepper:
     """The token-synchronous beam search of ``transformers`` for any engine that can score tokens.
 
     Every request searches depth by depth, but the model is asked only at depths where a live beam has a choice (under
-    ``scope="vocab"`` also for forced tokens, several of a run at once where few beams ask). Requests join and leave at any time and need not
-    be at the same depth::
+    ``scope="vocab"`` also for forced tokens, several of a run at once where few beams ask). Requests join and leave at
+    any time and need not be at the same depth::
 
         stepper.add_request(0, beam_width=10)
         while len(rows := stepper.rows()):
