@@ -30,7 +30,8 @@ def child_lookup(program: Path, trie: Path, rounds: int) -> Spread:
 class DependentLines:
     """Cache lines of one child lookup whose addresses wait for each other, over random states of a trie.
 
-    ``missed`` is the mean of those among them that a cache of 32 KiB does not hold.
+    ``missed`` is the mean of those among them that a cache of 32 KiB does not hold, ``more_than_three`` the share of
+    lookups that wait for a fourth.
     """
 
     least: int
@@ -38,6 +39,7 @@ class DependentLines:
     most: int
     mean: float
     missed: float
+    more_than_three: float
 
 
 def dependent_lines(program: Path, trie: Path) -> DependentLines:

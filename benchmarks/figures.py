@@ -1,8 +1,8 @@
 """Every figure that gentrie answers for, in one table: its goal, what is measured now, and the command behind it.
 
 ``python benchmarks/figures.py`` runs the scripts beside it one after the other. ``--save`` keeps the rows as JSON with
-machine, versions and commit; ``--readme`` puts them and the tables of committed results into the README, from such a
-file where ``--load`` names one.
+machine, versions and commit; ``--readme`` puts those that have a goal and the tables of committed results into the
+README, from such a file where ``--load`` names one, and all of them into ``results/figures.md``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gentrie.bench.harness import circumstances, write_json
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parent / "README.md"
+ALL_FIGURES = FOLDER / "results" / "figures.md"
 FEWER_ROUNDS = {"best_first": 3, "beam_search": 3}
 """Where a round of ``generate`` takes a quarter of a minute."""
 WITH_TABLES_OF_THEIR_OWN = ("gentrie bench table-a2", "python benchmarks/office_training.py")
@@ -76,7 +77,7 @@ def markdown(rows: list[tuple[Figure, str]]) -> str:
 
 
 def update_readme(rows: list[tuple[Figure, str]], where: dict[str, Any]) -> None:
-    """Replace what stands between the README's markers."""
+    """Replace what stands between the README's markers, and the file of all figures."""
     head = (
         f"{where['cpu']}, one thread unless a row says otherwise, Python {where['python']}, "
         f"torch {where['versions']['torch']}, commit {where['commit'].removesuffix('-dirty')[:7]}"
@@ -84,8 +85,10 @@ def update_readme(rows: list[tuple[Figure, str]], where: dict[str, Any]) -> None
         "`scaling.py`, `compare_published*.py` and of 50 and 200 beams are of earlier runs, whose commits stand in "
         "`benchmarks/results`."
     )
+    ALL_FIGURES.write_text(f"# All figures\n\n{head}\n\n{markdown(rows)}\n")
     text = README.read_text()
-    parts = {"figures": f"{head}\n\n{markdown(rows)}", "table-a2": table_a2(), "office": office()}
+    with_goals = markdown([entry for entry in rows if entry[0].goal is not None])
+    parts = {"figures": f"{head}\n\n{with_goals}", "table-a2": table_a2(), "office": office()}
     for name, part in parts.items():
         pattern = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
         text, found = pattern.subn(lambda _, part=part: f"\n{part}\n\n", text)

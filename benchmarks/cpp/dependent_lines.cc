@@ -1,5 +1,5 @@
 // Cache lines that wait for each other in one child lookup: dependent_lines FILE prints one line,
-// LEAST MEDIAN MOST MEAN MEAN_MISSED.
+// LEAST MEDIAN MOST MEAN MEAN_MISSED MORE_THAN_3, the last a share.
 //
 // TrieView::advance() is done again with every read recorded: at which 64-byte line, and after how many other lines
 // that its address was computed from. Branches are predicted and wait for nothing; prefetched lines count from where
@@ -81,10 +81,11 @@ class Lookup {
   State child(std::uint32_t node, Token token, Known* known) {
     const Known edges_known = lines_.read(view_.edge_indptr + node, 8, {});
     const gentrie::EdgeRange range = view_.edges(node);
-    prefetch_bits(range.begin, edges_known);
+    const Known first_bits = prefetch_bits(range.begin, edges_known), last_bits = prefetch_bits(range.end, edges_known);
     const Known first_known = lines_.read(view_.leaf_begin + node, 4, {});
+    const Known below = lines_.read(view_.leaf_prefix + node, 8, {});
     Known edge_known = edges_known;
-    const std::uint32_t edge = find_edge(range, token, &edge_known);
+    const std::uint32_t edge = find_edge(node, range, token, &edge_known);
     const Known bits = lines_.read(view_.edge_to_node.words + (edge >> 5), 8, edge_known);
     const std::uint32_t next = view_.next_node(edge);
     std::uint64_t target = next;
@@ -94,9 +95,7 @@ class Lookup {
       *known = later(first_known, edge_known);
       const std::uint32_t first = view_.next_node(range.begin);
       if (next != first) {
-        const Known first_bits = lines_.read(view_.edge_to_node.words + (range.begin >> 5), 8, edges_known);
-        const std::uint64_t near = std::uint64_t{view_.leaf_begin[node]} + (edge - range.begin) + (next - first);
-        offset(view_.num_nodes + near, later(*known, later(bits, first_bits)));
+        prefetch_run_near(node, range, edge, later(later(*known, below), later(bits, later(first_bits, last_bits))));
         *known = later(*known, lines_.read(view_.leaf_prefix + next, 4, bits));
         *known = later(*known, lines_.read(view_.leaf_prefix + first, 4, first_bits));
       }
@@ -106,7 +105,22 @@ class Lookup {
   }
 
  private:
-  void prefetch_bits(std::uint32_t edge, Known known) { lines_.read(view_.edge_to_node.words + (edge >> 5), 8, known); }
+  Known prefetch_bits(std::uint32_t edge, Known known) {
+    return lines_.read(view_.edge_to_node.words + (edge >> 5), 8, known);
+  }
+
+  /// As TrieView::prefetch_run_near().
+  void prefetch_run_near(std::uint32_t node, gentrie::EdgeRange range, std::uint32_t edge, Known known) {
+    const std::uint32_t first = view_.next_node(range.begin), last = view_.next_node(range.end);
+    const std::uint64_t behind = std::uint64_t{view_.leaves_below_node(node) - range.size()};
+    const std::uint64_t target = view_.num_nodes + std::uint64_t{view_.leaf_begin[node]} + (edge - range.begin) +
+                                 behind * (view_.next_node(edge) - first) / (last - first);
+    const char* offset =
+        reinterpret_cast<const char*>(view_.run_offsets.words) + (target * view_.run_offsets.bits >> 3);
+    lines_.read(view_.run_blocks + target / TrieView::kRunBlock, 8, known);
+    lines_.read(offset - 32, 1, known);
+    lines_.read(offset + 32, 1, known);
+  }
 
   Known offset(std::uint64_t target, Known known) {
     const std::uint64_t bit = target * view_.run_offsets.bits;
@@ -120,7 +134,12 @@ class Lookup {
   }
 
   /// As TrieView::find_edge_in().
-  std::uint32_t find_edge(gentrie::EdgeRange range, Token token, Known* known) {
+  std::uint32_t find_edge(std::uint32_t node, gentrie::EdgeRange range, Token token, Known* known) {
+    if (node == 0 && view_.root_index.range > 0) {
+      const auto place = static_cast<std::uint32_t>(token - view_.root_index.first);
+      *known = lines_.read(view_.root_index.present.words + (place >> 5), 8, {});
+      return view_.find_edge(node, range, token);
+    }
     Known index_known;
     if (const std::uint32_t place = static_cast<std::uint32_t>(token - view_.token_index.first);
         view_.token_index.range > 0) {
@@ -157,24 +176,23 @@ class Lookup {
       return std::make_pair(view_.edge_token_index(range.begin + place), read_token(range.begin + place, when));
     };
     if (size < kMany) {
-      at(0, *known);
-      at(size - 1, *known);
+      for (std::uint32_t place = 0; place < size; ++place) at(place, *known);
       return range.begin + search(0, size, value, known, at);
     }
     std::uint32_t begin = 0, end = size, first = 0;
     std::uint64_t span = view_.num_tokens;
-    for (int attempt = 0; attempt < 2; ++attempt) {
-      const auto guess = static_cast<std::uint32_t>(std::uint64_t{value - first} * size / span);
-      const std::uint32_t low = std::max(guess, kReach) - kReach, high = std::min(guess + kReach, size);
-      at(std::min(guess, size - 1), *known);
-      prefetch_bits(range.begin + guess, *known);
-      const bool is_before = low > 0 && at(low, *known).first > value;
-      const bool is_behind = high < size && at(high, *known).first <= value;
+    for (int attempt = 0; attempt < 3; ++attempt) {
+      const auto guess = begin + static_cast<std::uint32_t>(std::uint64_t{value - first} * (end - begin) / span);
+      const std::uint32_t low = std::max(guess, begin + kReach) - kReach, high = std::min(guess + kReach, end);
+      for (std::uint32_t place = low; place < high; ++place) at(place, *known);
+      prefetch_bits(range.begin + low, *known);
+      prefetch_bits(range.begin + high, *known);
+      const bool is_before = low > begin && at(low, *known).first > value;
+      const bool is_behind = high < end && at(high, *known).first <= value;
       if (!is_before && !is_behind) return range.begin + search(low, high, value, known, at);
-      begin = is_behind ? high : 0;
-      end = is_behind ? size : low;
-      const auto [least, least_known] = at(0, *known);
-      const auto [most, most_known] = at(size - 1, *known);
+      (is_behind ? begin : end) = is_behind ? high : low;
+      const auto [least, least_known] = at(begin, *known);
+      const auto [most, most_known] = at(end - 1, *known);
       *known = later(least_known, most_known);
       first = least;
       span = std::uint64_t{most - least} + 1;
@@ -220,6 +238,7 @@ int main(int argc, char** argv) {
   }
   std::sort(counts.begin(), counts.end());
   const auto count = static_cast<double>(lookups.size());
-  std::printf("%u %u %u %.3f %.3f\n", counts.front(), counts[counts.size() / 2], counts.back(), sum / count,
-              misses / count);
+  const auto more = counts.end() - std::upper_bound(counts.begin(), counts.end(), 3U);
+  std::printf("%u %u %u %.3f %.3f %.6f\n", counts.front(), counts[counts.size() / 2], counts.back(), sum / count,
+              misses / count, static_cast<double>(more) / count);
 }

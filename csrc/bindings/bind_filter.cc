@@ -17,9 +17,10 @@ FilterPtr unconst(ItemFilter::Ptr filter) { return std::const_pointer_cast<ItemF
 int threads_of(int num_threads) { return num_threads == 0 ? default_num_threads() : num_threads; }
 
 /// A read-only view of memory that the filter keeps.
-template <typename T>
-py::array view_of(const std::vector<T>& values, const FilterPtr& filter) {
-  py::array_t<T> array(static_cast<py::ssize_t>(values.size()), values.data(), py::cast(filter));
+template <typename Values>
+py::array view_of(const Values& values, const FilterPtr& filter) {
+  py::array_t<typename Values::value_type> array(static_cast<py::ssize_t>(values.size()), values.data(),
+                                                 py::cast(filter));
   array.attr("flags").attr("writeable") = false;
   return std::move(array);
 }

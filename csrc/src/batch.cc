@@ -58,7 +58,7 @@ void append_forced(const TrieView& view, State state, std::vector<Token>* tokens
     const EdgeRange range = view.edges(0);
     if (range.size() != 1) return;
     tokens->push_back(view.token_at(view.edge_token_index(range.begin)));
-    state = view.follow(0, range.begin, range.begin);
+    state = view.follow(0, range, range.begin);
     if (state < 0) return;
   }
   const std::uint64_t end = view.run_end(TrieView::target_of(state));

@@ -19,7 +19,7 @@ constexpr std::uint64_t kWordsPerChunk = 1 << 10;
 
 std::uint64_t num_words(std::uint64_t bits) { return bits / 64 + 1; }
 
-bool test(const std::vector<std::uint64_t>& words, std::uint64_t bit) { return (words[bit >> 6] >> (bit & 63)) & 1; }
+bool test(const ItemFilter::Words& words, std::uint64_t bit) { return (words[bit >> 6] >> (bit & 63)) & 1; }
 
 /// Bit i is set where byte i is not 0.
 std::uint64_t packed_byte_signs(const std::uint8_t* bytes) {
@@ -32,8 +32,8 @@ std::uint64_t packed_byte_signs(const std::uint8_t* bytes) {
 }
 
 /// One bit for each of `count` bytes.
-std::vector<std::uint64_t> packed(const std::uint8_t* mask, std::uint64_t count, int num_threads) {
-  std::vector<std::uint64_t> words(num_words(count));
+ItemFilter::Words packed(const std::uint8_t* mask, std::uint64_t count, int num_threads) {
+  ItemFilter::Words words(num_words(count));
   parallel_for(words.size(), num_threads, kWordsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
     for (std::uint64_t w = begin; w < end; ++w) {
       const std::uint8_t* bytes = mask + w * 64;
@@ -49,9 +49,9 @@ std::vector<std::uint64_t> packed(const std::uint8_t* mask, std::uint64_t count,
 
 /// For each entry of the leaf-to-item table the bit that its item id names.
 template <typename Id>
-std::vector<std::uint64_t> gathered(const Id* ids, std::uint64_t num_items, const std::vector<std::uint64_t>& bits,
-                                    std::uint64_t num_bits, int num_threads) {
-  std::vector<std::uint64_t> words(num_words(num_items));
+ItemFilter::Words gathered(const Id* ids, std::uint64_t num_items, const ItemFilter::Words& bits,
+                           std::uint64_t num_bits, int num_threads) {
+  ItemFilter::Words words(num_words(num_items));
   parallel_for(words.size(), num_threads, kWordsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
     for (std::uint64_t w = begin; w < end; ++w) {
       std::uint64_t word = 0;
@@ -94,7 +94,7 @@ void sort_few(std::vector<std::uint32_t>* values, std::uint32_t bits) {
 }
 
 /// Fills the rank directory: each chunk's ones are counted, then every chunk is indexed from those before it.
-void index(std::vector<std::uint64_t>* words, int num_threads) {
+void index(ItemFilter::Words* words, int num_threads) {
   std::vector<std::uint64_t> ones((words->size() + kWordsPerChunk - 1) / kWordsPerChunk + 1);
   parallel_for(words->size(), num_threads, kWordsPerChunk, [&](std::uint64_t begin, std::uint64_t end) {
     std::uint64_t& sum = ones[begin / kWordsPerChunk + 1];

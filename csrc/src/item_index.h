@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "gentrie/huge_pages.h"
 #include "gentrie/view.h"
-#include "huge_pages.h"
 
 namespace gentrie {
 

@@ -51,21 +51,33 @@ std::string fingerprint_of(const TrieHeader& header, const ArrayTable& arrays,
 
 namespace {
 
-/// Words of the bitmap behind a VocabularyIndex; none where the tokens lie so far apart that it would outweigh them.
-std::vector<std::uint64_t> token_bits(const Token* vocabulary, std::uint32_t num_tokens) {
-  constexpr std::uint64_t kFarApart = 64, kAlways = 1 << 16;
+/// An index of `tokens`, whose bitmap goes to `words`; none where the tokens lie so far apart that it would outweigh
+/// them.
+RankedTokens make_index(const Token* tokens, std::uint32_t num_tokens, std::vector<std::uint64_t>* words) {
+  constexpr std::uint64_t kFarApart = 64, kAlways = 1 << 18;
   if (num_tokens == 0) return {};
-  const Token first = vocabulary[0], last = vocabulary[num_tokens - 1];
+  const Token first = tokens[0], last = tokens[num_tokens - 1];
   const std::uint64_t range = last < first ? 0 : static_cast<std::uint64_t>(std::int64_t{last} - first) + 1;
   if (range == 0 || range > kFarApart * num_tokens + kAlways) return {};
-  std::vector<std::uint64_t> words(RankedBitmap::num_words(range));
+  std::vector<std::uint64_t> bits(RankedBitmap::num_words(range));
   for (std::uint32_t i = 0; i < num_tokens; ++i) {
-    if (vocabulary[i] < first || vocabulary[i] > last) return {};  // of a damaged file
-    const auto place = static_cast<std::uint64_t>(std::int64_t{vocabulary[i]} - first);
-    words[place >> 5] |= std::uint64_t{1} << (place & 31);
+    if (tokens[i] < first || tokens[i] > last) return {};  // of a damaged file
+    const auto place = static_cast<std::uint64_t>(std::int64_t{tokens[i]} - first);
+    bits[place >> 5] |= std::uint64_t{1} << (place & 31);
   }
-  RankedBitmap::index(words.data(), words.size());
-  return words;
+  RankedBitmap::index(bits.data(), bits.size());
+  *words = std::move(bits);
+  return {{words->data()}, first, static_cast<std::uint32_t>(range)};
+}
+
+/// The first tokens of the root's edges.
+std::vector<Token> root_tokens(const TrieView& view) {
+  std::vector<Token> tokens;
+  const EdgeRange range = view.num_nodes > 0 ? view.edges(0) : EdgeRange{};
+  for (std::uint32_t edge = range.begin; edge < range.end; ++edge) {
+    tokens.push_back(view.token_at(view.edge_token_index(edge)));
+  }
+  return tokens;
 }
 
 TrieView make_view(const TrieHeader& header, const ArrayTable& arrays) {
@@ -111,12 +123,9 @@ Trie::Trie(const TrieHeader& header, const ArrayTable& arrays, std::shared_ptr<c
       view_(make_view(header, arrays)),
       fingerprint_(std::move(fingerprint)),
       metadata_(std::move(metadata)) {
-  token_bits_ = token_bits(view_.vocabulary, view_.num_tokens);
-  if (!token_bits_.empty()) {
-    const Token first = view_.vocabulary[0], last = view_.vocabulary[view_.num_tokens - 1];
-    view_.token_index = {
-        {token_bits_.data()}, first, static_cast<std::uint32_t>(last) - static_cast<std::uint32_t>(first) + 1};
-  }
+  view_.token_index = make_index(view_.vocabulary, view_.num_tokens, &token_bits_);
+  const std::vector<Token> first = root_tokens(view_);
+  view_.root_index = make_index(first.data(), static_cast<std::uint32_t>(first.size()), &root_bits_);
   if (fingerprint_.empty()) fingerprint_ = fingerprint_of(header_, arrays_, checksums_of(arrays_));
 }
 
@@ -139,7 +148,7 @@ void Trie::append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const
   std::uint32_t node = 0;
   while (true) {
     const std::uint32_t edge = view_.edge_above(node, leaf);
-    const State state = edge < view_.num_edges ? view_.follow(node, view_.edges(node).begin, edge) : kOffTrie;
+    const State state = edge < view_.num_edges ? view_.follow(node, view_.edges(node), edge) : kOffTrie;
     if (state == kOffTrie) throw FormatError("the trie's arrays contradict each other; verify the file");
     const std::uint64_t target = TrieView::target_of(state);
     tokens->push_back(view_.token_at(view_.edge_token_index(edge)));

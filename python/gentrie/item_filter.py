@@ -265,7 +265,7 @@ def _array(values: Any) -> npt.NDArray[Any]:
 
 def item_id_array(name: str, values: Any) -> npt.NDArray[np.int64]:
     """Item ids in any collection, as int64 [N]."""
-    return _validate.token_row(name, _array(values))
+    return _validate.token_row(name, values if type(values) is np.ndarray else _array(values))
 
 
 def _mask(name: str, values: Any) -> npt.NDArray[np.bool_]:

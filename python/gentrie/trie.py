@@ -453,7 +453,7 @@ class TokenTrie:
     def nbytes_by_array(self) -> dict[str, int]:
         """Bytes of each array; ``item_ids`` and ``item_indptr`` are the leaf-to-item table.
 
-        ``token_index`` is made from the vocabulary and stands in no file.
+        ``token_index`` (of the vocabulary and of the root's children) is made at load and stands in no file.
         """
         arrays = {name: array.nbytes for name, array in self._core.arrays().items()}
         return {**arrays, "token_index": self._core.token_index_nbytes}

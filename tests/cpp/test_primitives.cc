@@ -69,7 +69,7 @@ void test_search(std::uint32_t limit) {
     const std::vector<T> values(distinct.begin(), distinct.end());
     const auto count = static_cast<std::uint32_t>(values.size());
     const auto at = [&](std::uint32_t i) { return values[i]; };
-    const auto on_guess = [&](std::uint32_t guess) { assert(guess < count); };
+    const auto on_guess = [&](std::uint32_t low, std::uint32_t high) { assert(low < high && high <= count); };
     std::uint32_t place = 0;
     for (std::uint32_t value = 0; value < limit; ++value) {
       const bool is_there = place < count && values[place] == value;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "gentrie/huge_pages.h"
 #include "gentrie/trie.h"
 
 namespace gentrie {
@@ -17,6 +18,7 @@ namespace gentrie {
 class ItemFilter {
  public:
   using Ptr = std::shared_ptr<const ItemFilter>;
+  using Words = std::vector<std::uint64_t, HugePageAllocator<std::uint64_t>>;
   static constexpr std::uint64_t kMaxDenied = 1024;
 
   /// Allows the listed item ids; ids that the catalog does not hold are ignored.
@@ -56,17 +58,16 @@ class ItemFilter {
   void append_open_edges(std::uint32_t node, std::vector<Token>* tokens) const;
 
   /// The resident bitmap in RankedBitmap's layout, and the leaves that deny() closed, ascending.
-  const std::vector<std::uint64_t>& leaf_words() const { return resident_->leaf_words; }
+  const Words& leaf_words() const { return resident_->leaf_words; }
   const std::vector<std::uint32_t>& closed_leaves() const { return closed_leaves_; }
 
  private:
   struct Resident {
     std::shared_ptr<const Trie> trie;
     std::uint64_t num_items = 0;
-    std::vector<std::uint64_t> leaf_words;
-    std::vector<std::uint64_t> entry_words;  ///< one bit an entry; empty where every leaf has one item
+    Words leaf_words;
+    Words entry_words;  ///< one bit an entry; empty where every leaf has one item
   };
-  using Words = std::vector<std::uint64_t>;
 
   explicit ItemFilter(std::shared_ptr<const Resident> resident) : resident_(std::move(resident)) {}
   static Ptr make(std::shared_ptr<const Trie> trie, Words entry_words, int num_threads = 1);

@@ -66,8 +66,8 @@ struct RankedBitmap {
   }
 };
 
-/// The index of each token in a vocabulary, by one read: a bitmap from the first of its tokens to the last.
-struct VocabularyIndex {
+/// The index of each of some ascending tokens, by one read: a bitmap from the first of them to the last.
+struct RankedTokens {
   RankedBitmap present;
   Token first = 0;
   std::uint32_t range = 0;  ///< last - first + 1; 0: there is none

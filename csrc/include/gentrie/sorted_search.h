@@ -19,35 +19,43 @@ std::uint32_t find_ascending(std::uint32_t begin, std::uint32_t end, const At& a
   return length == 1 && at(begin) == value ? begin : absent;
 }
 
+/// Asks for every cache line of `count` values at once.
+template <typename T>
+void prefetch_lines(const T* values, std::uint32_t count) {
+  constexpr std::uint32_t kLine = 64 / sizeof(T);
+  for (std::uint32_t place = 0; place < count; place += kLine) __builtin_prefetch(values + place);
+  __builtin_prefetch(values + count);  // where a search looks at last, or the line after its last
+}
+
 /// Position of `value` among `size` ascending, distinct values below `limit`, or `size`. Many values are mostly spread
-/// evenly, over [0, limit) or from the first of them to the last: a value is then near where its share of that range
-/// says, and the search touches the lines around that place only. Where it is not, a binary search finds it. The lines
-/// of few values are asked for at once. `on_guess` is told the place before it is read, to prefetch what belongs to it.
-/// Values that do not ascend (of a damaged file) give a wrong answer, never a read outside.
+/// evenly, over [0, limit): a value is then near where its share of that range says, and the search touches the lines
+/// around that place only. Where it is not, it is looked for in the same way in what is left, and at last by a binary
+/// search. The lines of few values are asked for at once. `on_guess` is told [low, high) before it is searched, to
+/// prefetch what belongs to it. Values that do not ascend (of a damaged file) give a wrong answer, never a read
+/// outside.
 template <typename T, typename OnGuess>
 std::uint32_t find_distinct(const T* values, std::uint32_t size, std::uint32_t value, std::uint32_t limit,
                             const OnGuess& on_guess) {
   constexpr std::uint32_t kMany = 64, kReach = 32;
   const auto at = [values](std::uint32_t position) -> std::uint32_t { return values[position]; };
   if (size < kMany || value >= limit) {
-    __builtin_prefetch(values);
-    __builtin_prefetch(values + size - (size > 0 ? 1 : 0));
+    prefetch_lines(values, std::min(size, kMany));
     return find_ascending(0, size, at, value, size);
   }
   std::uint32_t begin = 0, end = size, first = 0;
   std::uint64_t span = limit;
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const auto guess = static_cast<std::uint32_t>(std::uint64_t{value - first} * size / span);
-    const std::uint32_t low = std::max(guess, kReach) - kReach, high = std::min(guess + kReach, size);
-    __builtin_prefetch(values + guess);
-    on_guess(guess);
-    const bool is_before = low > 0 && at(low) > value, is_behind = high < size && at(high) <= value;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    const std::uint32_t guess = begin + static_cast<std::uint32_t>(std::uint64_t{value - first} * (end - begin) / span);
+    const std::uint32_t low = std::max(guess, begin + kReach) - kReach, high = std::min(guess + kReach, end);
+    prefetch_lines(values + low, high - low);
+    on_guess(low, high);
+    const bool is_before = low > begin && at(low) > value, is_behind = high < end && at(high) <= value;
     if (!is_before && !is_behind) return find_ascending(low, high, at, value, size);
-    begin = is_behind ? high : 0;
-    end = is_behind ? size : low;
-    first = at(0);
-    if (value < first || value > at(size - 1)) return size;
-    span = std::uint64_t{at(size - 1) - first} + 1;
+    (is_behind ? begin : end) = is_behind ? high : low;
+    first = at(begin);
+    const std::uint32_t last = at(end - 1);
+    if (value < first || value > last) return size;
+    span = std::uint64_t{last - first} + 1;
   }
   return find_ascending(begin, end, at, value, size);
 }

@@ -88,7 +88,7 @@ class Trie {
   const ArrayRef& array(ArrayId id) const { return arrays_[static_cast<std::size_t>(id)]; }
 
   /// Bytes of what lookups read besides the arrays.
-  std::uint64_t token_index_nbytes() const { return token_bits_.size() * sizeof token_bits_[0]; }
+  std::uint64_t token_index_nbytes() const { return (token_bits_.size() + root_bits_.size()) * sizeof(std::uint64_t); }
 
   /// Sixteen hexadecimal digits that name the contents: vocabulary size, end token, sequences and item ids.
   const std::string& fingerprint() const { return fingerprint_; }
@@ -109,7 +109,7 @@ class Trie {
   TrieHeader header_;
   ArrayTable arrays_;
   std::shared_ptr<const void> storage_;
-  std::vector<std::uint64_t> token_bits_;  // behind view_.token_index: made from the vocabulary, in no file
+  std::vector<std::uint64_t> token_bits_, root_bits_;  // behind the view's indices: made at load, in no file
   TrieView view_;
   std::string fingerprint_;
   std::map<std::string, std::string> metadata_;

@@ -52,7 +52,8 @@ struct TrieView {
   std::uint32_t item_id_bytes = 4;
 
   const Token* vocabulary = nullptr;           ///< [num_tokens] distinct token ids, ascending
-  VocabularyIndex token_index;                 ///< of the vocabulary, where its tokens do not lie far apart
+  RankedTokens token_index;                    ///< of the vocabulary, where its tokens do not lie far apart
+  RankedTokens root_index;                     ///< of the root's edges, likewise
   const std::uint32_t* edge_indptr = nullptr;  ///< [num_nodes + 1]
   const void* edge_tokens = nullptr;           ///< [num_edges] indices into vocabulary, 1, 2 or 4 bytes
   RankedBitmap edge_to_node;                   ///< [num_edges] 1: leads to a node, 0: to a leaf
@@ -127,8 +128,9 @@ struct TrieView {
     }
   }
 
-  /// The edge of `range` that begins with `token`, or range.end.
-  std::uint32_t find_edge(EdgeRange range, Token token) const {
+  /// The edge of `node`, whose edges are `range`, that begins with `token`, or range.end.
+  std::uint32_t find_edge(std::uint32_t node, EdgeRange range, Token token) const {
+    if (node == 0 && root_index.range > 0) return root_index.find(token, range.end);
     const std::uint32_t index = index_of(token);
     if (index == num_tokens) return range.end;
     switch (edge_token_bytes) {
@@ -174,16 +176,15 @@ struct TrieView {
     return node < num_nodes ? leaf_prefix[node + 1] - leaf_prefix[node] + 1 : 0;
   }
 
-  /// The state after taking `edge` of `node`, whose edges begin at `begin`: its target with the whole run to write.
-  State follow(std::uint32_t node, std::uint32_t begin, std::uint32_t edge) const {
+  /// The state after taking `edge` of `node`, whose edges are `range`: its target with the whole run to write.
+  State follow(std::uint32_t node, EdgeRange range, std::uint32_t edge) const {
     std::uint64_t target;
     if (edge_to_node.test(edge)) {
       target = next_node(edge);
       if (target >= num_nodes) return kOffTrie;
     } else {
-      // Were there two leaves below each edge to a node: near enough to ask for the run before leaf_prefix is there.
-      prefetch_run(num_nodes + std::uint64_t{leaf_begin[node]} + (edge - begin) + (next_node(edge) - next_node(begin)));
-      const std::uint32_t leaf = first_leaf(node, begin, edge);
+      prefetch_run_near(node, range, edge);
+      const std::uint32_t leaf = first_leaf(node, range.begin, edge);
       if (leaf >= num_leaves) return kOffTrie;
       target = std::uint64_t{num_nodes} + leaf;
     }
@@ -194,7 +195,8 @@ struct TrieView {
   ///
   /// Cache lines that wait for each other: edge_indptr, with token_index beside it; edge_tokens around the edge, with
   /// edge_to_node and leaf_begin beside it; run_offsets, with run_blocks beside it. Of a leaf that follows edges to
-  /// nodes leaf_prefix says which it is, beside run_offsets at the place where it probably is.
+  /// nodes leaf_prefix says which it is, beside run_offsets at the place where it probably is. The root has an index
+  /// of its own in the place of the first two.
   State advance(State state, Token token) const {
     if (state < 0) return state;
     const std::uint64_t target = target_of(state);
@@ -207,9 +209,11 @@ struct TrieView {
     // Which edge it will be is not known yet, but few nodes have edges beyond these lines, and of wide ones the search
     // guesses the place: they come while the tokens are searched, not after.
     __builtin_prefetch(edge_to_node.words + (range.begin >> 5));
+    __builtin_prefetch(edge_to_node.words + (range.end >> 5));
     __builtin_prefetch(leaf_begin + node);
-    const std::uint32_t edge = find_edge(range, token);
-    return edge == range.end ? kOffTrie : follow(node, range.begin, edge);
+    __builtin_prefetch(leaf_prefix + node);
+    const std::uint32_t edge = find_edge(node, range, token);
+    return edge == range.end ? kOffTrie : follow(node, range, edge);
   }
 
   /// Follows `tokens` until one leads to a leaf or off the trie. `*used` is how many were valid; the state is kOffTrie
@@ -258,9 +262,20 @@ struct TrieView {
   }
 
  private:
-  void prefetch_run(std::uint64_t target) const {
+  /// Asks for the run of a leaf below `edge` before leaf_prefix has said which leaf that is: where it would be if all
+  /// of the node's edges to nodes had like numbers of leaves below.
+  void prefetch_run_near(std::uint32_t node, EdgeRange range, std::uint32_t edge) const {
+    constexpr std::uint64_t kNear = 32;  // bytes to either side
+    const std::uint32_t first = next_node(range.begin), child = next_node(edge), last = next_node(range.end);
+    std::uint64_t leaf = std::uint64_t{leaf_begin[node]} + (edge - range.begin);
+    if (child > first && last > first) {
+      leaf += std::uint64_t{leaves_below_node(node) - range.size()} * (child - first) / (last - first);
+    }
+    const std::uint64_t target = num_nodes + leaf, byte = target * run_offsets.bits >> 3;
+    const char* const offsets = reinterpret_cast<const char*>(run_offsets.words);
     __builtin_prefetch(run_blocks + target / kRunBlock);
-    __builtin_prefetch(run_offsets.words + (target * run_offsets.bits >> 5));
+    __builtin_prefetch(offsets + (byte > kNear ? byte - kNear : 0));
+    __builtin_prefetch(offsets + byte + kNear);
   }
 
   LeafRange bounded(std::uint32_t begin, std::uint32_t count) const {
@@ -270,8 +285,9 @@ struct TrieView {
 
   template <typename T>
   std::uint32_t find_edge_in(const T* indices, EdgeRange range, std::uint32_t index) const {
-    const auto on_guess = [this, range](std::uint32_t place) {
-      __builtin_prefetch(edge_to_node.words + ((range.begin + place) >> 5));
+    const auto on_guess = [this, range](std::uint32_t low, std::uint32_t high) {
+      __builtin_prefetch(edge_to_node.words + ((range.begin + low) >> 5));
+      __builtin_prefetch(edge_to_node.words + ((range.begin + high) >> 5));
     };
     return range.begin + find_distinct(indices + range.begin, range.size(), index, num_tokens, on_guess);
   }
