@@ -20,17 +20,20 @@ ItemIndex::ItemIndex(const TrieView& view) : view_(view) {
     const std::uint32_t bits =
         std::max(1U, bit_width(view.num_items + view.num_items / 3));  // at most three quarters full
     hash_shift_ = 64 - bits;
+    // No entry has all of its bits set, so that kNone is no entry with a tag.
+    entry_mask_ = static_cast<std::uint32_t>((std::uint64_t{1} << bit_width(view.num_items)) - 1);
     heads_.assign(std::uint64_t{1} << bits, kNone);
   } else {
     heads_.assign(width + 1, kNone);
   }
   for (std::uint32_t entry = num_items; entry-- > 0;) {  // backwards: entries of one id then ascend
-    std::uint32_t& head = heads_[slot_of(view.item_id(entry))];
+    const std::int64_t id = view.item_id(entry);
+    std::uint32_t& head = heads_[slot_of(id)];
     if (head != kNone) {
       if (others_.empty()) others_.assign(num_items, kNone);
-      others_[entry] = head;
+      others_[entry] = head & entry_mask_;
     }
-    head = entry;
+    head = entry | tag_of(id);
   }
   if (view.item_indptr == nullptr) return;
   leaf_starts_.assign(RankedBitmap::num_words(view.num_items), 0);

@@ -25,13 +25,14 @@ class ItemIndex {
       if (i < 2 * kAhead) continue;
       const std::uint64_t slot = slot_of(ids[i - 2 * kAhead]);
       if (slot >= heads_.size()) continue;
-      for (std::uint32_t entry = heads_[slot]; entry != kNone; entry = others_.empty() ? kNone : others_[entry]) {
+      if (heads_[slot] == kNone) continue;
+      for (std::uint32_t entry = entry_at(slot); entry != kNone; entry = others_.empty() ? kNone : others_[entry]) {
         visit(entry);
       }
     }
   }
   /// Brings what leaf_of() reads.
-  void prefetch_leaf(std::uint32_t entry) const {
+  GENTRIE_PREFETCH void prefetch_leaf(std::uint32_t entry) const {
     if (!leaf_starts_.empty()) __builtin_prefetch(&leaf_starts_[entry >> 5]);
   }
   /// The leaf that an entry belongs to.
@@ -45,29 +46,45 @@ class ItemIndex {
   static constexpr std::uint32_t kNone = 0xFFFFFFFF;
   static constexpr std::uint64_t kAhead = 32;  ///< ids between one read and the next that needs its result
 
+  static std::uint64_t hash_of(std::int64_t id) { return static_cast<std::uint64_t>(id) * 0x9E3779B97F4A7C15; }
   std::uint64_t first_slot_of(std::int64_t id) const {
-    return is_hashed_ ? (static_cast<std::uint64_t>(id) * 0x9E3779B97F4A7C15) >> hash_shift_
+    return is_hashed_ ? hash_of(id) >> hash_shift_
                       : static_cast<std::uint64_t>(id) - static_cast<std::uint64_t>(first_id_);
+  }
+  std::uint64_t slot_after(std::uint64_t slot) const { return (slot + 1) & (heads_.size() - 1); }
+  std::uint32_t entry_at(std::uint64_t slot) const { return heads_[slot] & entry_mask_; }
+  /// What the bits of a head above its entry hold: further bits of the hash, by which nearly all other ids are told
+  /// apart without a look at the item's own.
+  std::uint32_t tag_of(std::int64_t id) const {
+    const std::uint64_t behind_slot = is_hashed_ ? hash_of(id) << (64 - hash_shift_) : 0;
+    return static_cast<std::uint32_t>(behind_slot >> 32) & ~entry_mask_;
+  }
+  /// Of hashed ids: the first slot from `slot` on that is empty or has the tag of `id`.
+  std::uint64_t next_match(std::uint64_t slot, std::int64_t id) const {
+    const std::uint32_t tag = tag_of(id);
+    while (heads_[slot] != kNone && (heads_[slot] & ~entry_mask_) != tag) slot = slot_after(slot);
+    return slot;
   }
   /// Where the entries of `id` hang, or would; beyond heads_ if it lies outside an array of positions.
   std::uint64_t slot_of(std::int64_t id) const {
     std::uint64_t slot = first_slot_of(id);
     if (!is_hashed_) return slot;
-    const std::uint64_t mask = heads_.size() - 1;
-    while (heads_[slot] != kNone && view_.item_id(heads_[slot]) != id) slot = (slot + 1) & mask;
+    slot = next_match(slot, id);
+    while (heads_[slot] != kNone && view_.item_id(entry_at(slot)) != id) slot = next_match(slot_after(slot), id);
     return slot;
   }
 
-  void prefetch_head(std::int64_t id) const {
+  GENTRIE_PREFETCH void prefetch_head(std::int64_t id) const {
     const std::uint64_t slot = first_slot_of(id);
     if (slot < heads_.size()) __builtin_prefetch(&heads_[slot]);
   }
   /// Only a hashed id is compared with that of its entry.
-  void prefetch_item_id(std::int64_t id) const {
+  GENTRIE_PREFETCH void prefetch_item_id(std::int64_t id) const {
     if (!is_hashed_) return;
-    const std::uint32_t head = heads_[first_slot_of(id)];
-    if (head != kNone) {
-      __builtin_prefetch(static_cast<const char*>(view_.item_ids) + std::uint64_t{head} * view_.item_id_bytes);
+    const std::uint64_t slot = next_match(first_slot_of(id), id);
+    if (heads_[slot] != kNone) {
+      __builtin_prefetch(static_cast<const char*>(view_.item_ids) +
+                         std::uint64_t{entry_at(slot)} * view_.item_id_bytes);
     }
   }
 
@@ -75,7 +92,8 @@ class ItemIndex {
   bool is_hashed_ = false;
   std::int64_t first_id_ = 0;
   std::uint32_t hash_shift_ = 0;
-  std::vector<std::uint32_t, HugePageAllocator<std::uint32_t>> heads_;  ///< first entry of each id
+  std::uint32_t entry_mask_ = kNone;                                    ///< the bits of a head that hold an entry
+  std::vector<std::uint32_t, HugePageAllocator<std::uint32_t>> heads_;  ///< first entry of each id, and its tag
   std::vector<std::uint32_t> others_;       ///< the next entry of the same id; empty where no id has two
   std::vector<std::uint64_t> leaf_starts_;  ///< RankedBitmap over the entries; empty where every leaf has one item
 };

@@ -34,7 +34,7 @@ class Rows {
   std::int64_t item_id(std::uint64_t row) const {
     return source_.item_ids ? source_.item_ids[row] : source_.first_item_id + static_cast<std::int64_t>(row);
   }
-  void prefetch(std::uint64_t row) const { __builtin_prefetch(begin(row)); }
+  GENTRIE_PREFETCH void prefetch(std::uint64_t row) const { __builtin_prefetch(begin(row)); }
 
   /// Tokens that two rows share, the end token included.
   std::uint64_t shared(std::uint64_t a, std::uint64_t b) const {

@@ -78,7 +78,7 @@ class ItemFilter {
     return word & 1;
   }
   /// Brings what is_resident() reads.
-  void prefetch_resident(std::uint64_t entry) const {
+  GENTRIE_PREFETCH void prefetch_resident(std::uint64_t entry) const {
     __builtin_prefetch(resident_->entry_words.empty() ? &resident_->leaf_words[entry >> 5]
                                                       : &resident_->entry_words[entry >> 6]);
   }

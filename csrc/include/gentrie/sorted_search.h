@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gentrie/types.h"
+
 namespace gentrie {
 
 /// Position of `value` among at(begin), ..., at(end - 1), which ascend, or `absent`. The comparison becomes a
@@ -21,7 +23,7 @@ std::uint32_t find_ascending(std::uint32_t begin, std::uint32_t end, const At& a
 
 /// Asks for every cache line of `count` values at once.
 template <typename T>
-void prefetch_lines(const T* values, std::uint32_t count) {
+GENTRIE_PREFETCH void prefetch_lines(const T* values, std::uint32_t count) {
   constexpr std::uint32_t kLine = 64 / sizeof(T);
   for (std::uint32_t place = 0; place < count; place += kLine) __builtin_prefetch(values + place);
   __builtin_prefetch(values + count);  // where a search looks at last, or the line after its last

@@ -6,6 +6,10 @@
 #include <stdexcept>
 #include <string>
 
+/// For functions that do nothing but prefetch: GCC takes them for functions without effect, and drops every call that
+/// it has not inlined by then.
+#define GENTRIE_PREFETCH [[gnu::always_inline]] inline
+
 namespace gentrie {
 
 /// A token id of the language model's vocabulary.

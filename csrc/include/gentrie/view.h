@@ -264,7 +264,7 @@ struct TrieView {
  private:
   /// Asks for the run of a leaf below `edge` before leaf_prefix has said which leaf that is: where it would be if all
   /// of the node's edges to nodes had like numbers of leaves below.
-  void prefetch_run_near(std::uint32_t node, EdgeRange range, std::uint32_t edge) const {
+  GENTRIE_PREFETCH void prefetch_run_near(std::uint32_t node, EdgeRange range, std::uint32_t edge) const {
     constexpr std::uint64_t kNear = 32;  // bytes to either side
     const std::uint32_t first = next_node(range.begin), child = next_node(edge), last = next_node(range.end);
     std::uint64_t leaf = std::uint64_t{leaf_begin[node]} + (edge - range.begin);
@@ -285,7 +285,7 @@ struct TrieView {
 
   template <typename T>
   std::uint32_t find_edge_in(const T* indices, EdgeRange range, std::uint32_t index) const {
-    const auto on_guess = [this, range](std::uint32_t low, std::uint32_t high) {
+    const auto on_guess = [this, range](std::uint32_t low, std::uint32_t high) __attribute__((always_inline)) {
       __builtin_prefetch(edge_to_node.words + ((range.begin + low) >> 5));
       __builtin_prefetch(edge_to_node.words + ((range.begin + high) >> 5));
     };
