@@ -271,7 +271,8 @@ struct TrieView {
     if (child > first && last > first) {
       leaf += std::uint64_t{leaves_below_node(node) - range.size()} * (child - first) / (last - first);
     }
-    const std::uint64_t target = num_nodes + leaf, byte = target * run_offsets.bits >> 3;
+    const std::uint64_t target = num_nodes + std::min<std::uint64_t>(leaf, num_leaves);
+    const std::uint64_t byte = target * run_offsets.bits >> 3;
     const char* const offsets = reinterpret_cast<const char*>(run_offsets.words);
     __builtin_prefetch(run_blocks + target / kRunBlock);
     __builtin_prefetch(offsets + (byte > kNear ? byte - kNear : 0));

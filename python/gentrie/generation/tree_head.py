@@ -145,8 +145,7 @@ def _by_rows(
 
 
 def _log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
-    """Float32 [N] over the columns, in the place of the logits: ``torch.logsumexp`` would copy them, and costs the CPU
-    as much as the product that makes them."""
+    """Float32 [N] over the columns, in the place of the logits, which ``torch.logsumexp`` would copy."""
     logits = logits.float()
     highest = logits.amax(-1).clamp_(min=torch.finfo(torch.float32).min)  # of a tile that is -inf throughout
     return logits.sub_(highest[:, None]).exp_().sum(-1).log_().add_(highest)
