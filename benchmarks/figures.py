@@ -2,7 +2,8 @@
 
 ``python benchmarks/figures.py`` runs the scripts beside it one after the other. ``--save`` keeps the rows as JSON with
 machine, versions and commit; ``--readme`` puts those that have a goal and the tables of committed results into the
-README, from such a file where ``--load`` names one, and all of them into ``results/figures.md``.
+README, from such a file where ``--load`` names one, and all of them into ``results/figures.md``. A row of such a file
+may name a ``commit`` of its own.
 """
 
 from __future__ import annotations
@@ -76,14 +77,15 @@ def markdown(rows: list[tuple[Figure, str]]) -> str:
     return "\n".join(lines)
 
 
-def update_readme(rows: list[tuple[Figure, str]], where: dict[str, Any]) -> None:
+def update_readme(rows: list[tuple[Figure, str]], where: dict[str, Any], earlier: dict[str, str]) -> None:
     """Replace what stands between the README's markers, and the file of all figures."""
+    others = "".join(f", those of `{script}` of {commit[:7]}" for script, commit in earlier.items())
     head = (
         f"{where['cpu']}, one thread unless a row says otherwise, Python {where['python']}, "
         f"torch {where['versions']['torch']}, commit {where['commit'].removesuffix('-dirty')[:7]}"
         f"{' with changes' if where['commit'].endswith('-dirty') else ''}; median (range of the rounds). Rows of "
         "`scaling.py`, `compare_published*.py` and of 50 and 200 beams are of earlier runs, whose commits stand in "
-        "`benchmarks/results`."
+        f"`benchmarks/results`{others}."
     )
     ALL_FIGURES.write_text(f"# All figures\n\n{head}\n\n{markdown(rows)}\n")
     text = README.read_text()
@@ -109,8 +111,11 @@ def main() -> None:
         saved: dict[str, Any] = json.loads(options.load.read_text())
         rows = [(Figure(**entry["figure"]), entry["command"]) for entry in saved["rows"]]
         where = saved["circumstances"]
+        earlier = {
+            entry["command"].split("/")[1].split()[0]: entry["commit"] for entry in saved["rows"] if "commit" in entry
+        }
     else:
-        where = circumstances()
+        where, earlier = circumstances(), {}
         scripts = options.only or SCRIPTS
         rows = [
             (figure, " ".join([f"python benchmarks/{script}.py", *rounds(script)]))
@@ -122,7 +127,7 @@ def main() -> None:
         write_json(options.save, {"circumstances": where, "rows": entries})
     rows += committed_rows()
     if options.readme:
-        update_readme([row for row in rows if row[1] not in WITH_TABLES_OF_THEIR_OWN], where)
+        update_readme([row for row in rows if row[1] not in WITH_TABLES_OF_THEIR_OWN], where, earlier)
     table = Table(*HEADINGS, "command")
     for figure, command in rows:
         table.add_row(*row(figure), command)
