@@ -79,7 +79,10 @@ def markdown(rows: list[tuple[Figure, str]]) -> str:
 
 def update_readme(rows: list[tuple[Figure, str]], where: dict[str, Any], earlier: dict[str, str]) -> None:
     """Replace what stands between the README's markers, and the file of all figures."""
-    others = "".join(f", those of `{script}` of {commit[:7]}" for script, commit in earlier.items())
+    others = "".join(
+        f", those of {', '.join(f'`{name}`' for name, own in earlier.items() if own == commit)} are of {commit[:7]}"
+        for commit in dict.fromkeys(earlier.values())
+    )
     head = (
         f"{where['cpu']}, one thread unless a row says otherwise, Python {where['python']}, "
         f"torch {where['versions']['torch']}, commit {where['commit'].removesuffix('-dirty')[:7]}"
