@@ -68,6 +68,7 @@ def _wide_beams() -> Iterator[tuple[Figure, str]]:
         scope, what = figure["name"].split(", ")[-1].split(": ")
         if what == "generate over ours":
             figure["goal"], fewer[scope] = fewer.get(scope), figure["median"]
+            figure["name"] += f" ({found['circumstances']['note']})"
         yield Figure(**figure), found["command"]
 
 

@@ -24,17 +24,17 @@ def figure(name: str, trie: TokenTrie, goal: float | None, note: str) -> Figure:
     return Figure.exact(f"bytes an item: {name}", "B", touched / trie.num_items, goal=goal, note=note)
 
 
-def chains(name: str, trie: TokenTrie) -> list[Figure]:
+def chains(of: str, trie: TokenTrie) -> list[Figure]:
     """Lines whose addresses wait for each other in a step from a random state, and those of them out of a cache."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trie.safetensors"
         trie.save(path)
         lines = dependent_lines(compile_program(Path(folder), "dependent_lines"), path)
-    name = f"dependent cache lines a step: {name}"
+    name = f"dependent cache lines, median of the steps: {of}"
     note = f"mean {lines.mean:.3f}"
     return [
         Figure(name, "lines", lines.median, lines.least, lines.most, goal=3, note=note),
-        Figure.exact(f"{name}, steps that wait for a fourth", "%", 100 * lines.more_than_three),
+        Figure.exact(f"steps that wait for a fourth cache line: {of}", "%", 100 * lines.more_than_three, goal=0),
         Figure.exact(f"{name}, not in 32 KiB", "lines", lines.missed),
     ]
 
