@@ -133,5 +133,4 @@ class LockstepDecoder:
     def _logits(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self._over_vocab and self._token_ids is not None:
             return self._decoder.normalized_logits(hidden, self._token_ids, self._temperature)
-        logits = self._decoder.logits(hidden, self._token_ids)
-        return (logits if self._temperature == 1.0 else logits.float() / self._temperature), None
+        return self._decoder.logits(hidden, self._token_ids, self._temperature), None

@@ -106,8 +106,7 @@ class BeamDriver:
         """Logits of the catalog's tokens, and what normalises them over the whole vocabulary where that is wanted."""
         if self._scope == "vocab":
             return self._decoder.normalized_logits(hidden, self._tokens, self._temperature)
-        logits = self._decoder.logits(hidden, self._tokens)
-        return (logits if self._temperature == 1.0 else logits.float() / self._temperature), None
+        return self._decoder.logits(hidden, self._tokens, self._temperature), None
 
     def _forget(self) -> None:
         used = self._stepper.handles_in_use().tolist()

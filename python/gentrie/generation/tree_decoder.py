@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from gentrie.generation._compiled import Uncompiled
 from gentrie.generation.tree_attention import UnsupportedModelError
-from gentrie.generation.tree_head import TreeHead, WholeHead
+from gentrie.generation.tree_head import TreeHead, WholeHead, tempered
 from gentrie.generation.tree_packed import PackedForward
 from gentrie.generation.tree_padded import PaddedForward
 from gentrie.generation.tree_slots import Int64Array, TreeSlots
@@ -241,10 +241,13 @@ class TreeDecoder:
         self._slots.keep(self._slots.check("slots", slots))
 
     @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """The model's logits [N, vocabulary] of hidden states [N, D], or [N, tokens] of the tokens [tokens] alone."""
+    def logits(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor | None = None, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """The model's logits [N, vocabulary] of hidden states [N, D], or [N, tokens] of the tokens [tokens] alone, over
+        ``temperature``."""
         with self._uncompiled:
-            return self._head.logits(hidden, token_ids)
+            return tempered(self._head.logits(hidden, token_ids), temperature)
 
     @torch.no_grad()
     def normalized_logits(

@@ -78,7 +78,7 @@ class TreeHead:
         wanted, sums = [], []
         for first, last, begin, end in zip(edges, edges[1:], cuts, cuts[1:], strict=False):
             raw = torch.nn.functional.linear(hidden, weight[first:last], None if bias is None else bias[first:last])
-            tile = _tempered(self._shaped(raw), temperature)
+            tile = tempered(self._shaped(raw), temperature)
             wanted.append(tile.index_select(1, token_ids[begin:end] - first))
             sums.append(_log_sum_exp(tile))
         return torch.cat(wanted, dim=1), torch.stack(sums).logsumexp(0)
@@ -138,7 +138,7 @@ def _by_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     wanted, sums = [], []
     for rows in torch.split(hidden, _ROWS):
-        whole = _tempered(logits(rows), temperature)
+        whole = tempered(logits(rows), temperature)
         wanted.append(whole.index_select(1, token_ids))
         sums.append(_log_sum_exp(whole))
     return torch.cat(wanted), torch.cat(sums)
@@ -151,7 +151,8 @@ def _log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
     return logits.sub_(highest[:, None]).exp_().sum(-1).log_().add_(highest)
 
 
-def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits over a temperature, in float32 unless it is 1."""
     return logits if temperature == 1.0 else logits.float() / temperature
 
 
