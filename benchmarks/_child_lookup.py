@@ -30,20 +30,18 @@ def child_lookup(program: Path, trie: Path, rounds: int) -> Spread:
 class DependentLines:
     """Cache lines of one child lookup whose addresses wait for each other, over random states of a trie.
 
-    ``missed`` is the mean of those among them that a cache of 32 KiB does not hold, ``more_than_three`` the share of
-    lookups that wait for a fourth.
+    ``missed`` is the mean of those among them that a cache of 32 KiB does not hold.
     """
 
     least: int
-    median: int
     most: int
     mean: float
     missed: float
-    more_than_three: float
+    steps: int
 
 
 def dependent_lines(program: Path, trie: Path) -> DependentLines:
     """Count what ``cpp/dependent_lines.cc`` counts in a saved trie."""
     found = subprocess.run([program, trie], check=True, capture_output=True, text=True).stdout.split()
-    least, median, most = map(int, found[:3])
-    return DependentLines(least, median, most, *map(float, found[3:]))
+    least, most, mean, missed, steps = found
+    return DependentLines(int(least), int(most), float(mean), float(missed), int(steps))

@@ -95,16 +95,16 @@ class TorchLookups:
     def _follow(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
         tables = self._tables
         child = 1 + _rank(tables.edge_to_node, edges)
-        leaf = self._first_leaf(nodes, edges)
+        leaf = self._leaf_at(nodes, edges)
         target = torch.where(_test(tables.edge_to_node, edges), child, tables.num_nodes + leaf)
         return target | self._run_lengths(target) << _REMAINING_SHIFT
 
-    def _first_leaf(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-        """As ``TrieView::first_leaf``: one leaf an edge before, more below those that lead to nodes."""
+    def _leaf_at(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        """As ``TrieView::leaf_at``: a node's own leaves come first, one for each edge that leads to no node."""
         tables = self._tables
         begin = _u32(tables.edge_indptr, nodes)
-        more = [_u32(tables.leaf_prefix, 1 + _rank(tables.edge_to_node, at)) for at in (begin, edges)]
-        return (_u32(tables.leaf_begin, nodes) + (edges - begin) + (more[1] - more[0])) & _LOW_32
+        to_nodes = _rank(tables.edge_to_node, edges) - _rank(tables.edge_to_node, begin)
+        return (_u32(tables.leaf_begin, nodes) + (edges - begin) - to_nodes) & _LOW_32
 
     def _leaves_below_node(self, nodes: torch.Tensor) -> torch.Tensor:
         prefix = self._tables.leaf_prefix
@@ -114,9 +114,9 @@ class TorchLookups:
         tables = self._tables
         child = 1 + _rank(tables.edge_to_node, edges)
         to_node = _test(tables.edge_to_node, edges)
-        begin = self._first_leaf(nodes, edges)
-        below = self._leaves_below_node(torch.where(to_node, child, 0))
-        return begin, begin + torch.where(to_node, below, 1)
+        node = torch.where(to_node, child, 0)
+        begin = torch.where(to_node, _u32(tables.leaf_begin, node), self._leaf_at(nodes, edges))
+        return begin, begin + torch.where(to_node, self._leaves_below_node(node), 1)
 
 
 class NoTrie:

@@ -200,14 +200,13 @@ def first_edge_from(trie, begin, end, token, LANES: tl.constexpr):
 
 
 @triton.jit
-def first_leaf(trie, node, edge, child, live):
-    """First leaf below ``edge`` of ``node``, modulo 2^32; ``child`` is the first node-edge's node from there on."""
+def leaf_at(trie, node, edge, child, live):
+    """The leaf that ``edge`` of ``node`` leads to if it leads to no node, modulo 2^32; ``child`` is the first
+    node-edge's node from there on."""
     begin = edge_begin(trie, node + edge * 0, live)
     _, first = child_of_edge(trie, begin, live)
-    leaf = load_u32(array_at(trie, LEAF_BEGIN, tl.uint32), node + edge * 0, live) + (edge - begin)
-    prefix = array_at(trie, LEAF_PREFIX, tl.uint32)
-    has_nodes = live & (child != first)
-    return (leaf + load_u32(prefix, child, has_nodes) - load_u32(prefix, first, has_nodes)) & LOW_32
+    leaf = load_u32(array_at(trie, LEAF_BEGIN, tl.uint32), node + edge * 0, live)
+    return (leaf + (edge - begin) - (child - first)) & LOW_32
 
 
 @triton.jit
@@ -231,7 +230,7 @@ def follow(trie, node, edge, live):
     """The state after taking ``edge`` of ``node``; OFF_TRIE where not ``live``."""
     num_nodes = count_at(trie, NUM_NODES)
     to_node, child = child_of_edge(trie, edge, live)
-    leaf = first_leaf(trie, node, edge, child, live)
+    leaf = leaf_at(trie, node, edge, child, live)
     target = tl.where(to_node, child, num_nodes + leaf)
     limit = tl.where(to_node, num_nodes, num_nodes + count_at(trie, NUM_LEAVES))
     is_there = live & (target < limit)
@@ -274,8 +273,10 @@ def leaves_of_edge(trie, node, edge, live):
     """Leaves below an edge of ``node``, as ``(begin, end)``."""
     num_leaves = count_at(trie, NUM_LEAVES)
     to_node, child = child_of_edge(trie, edge, live)
-    begin = tl.minimum(first_leaf(trie, node, edge, child, live), num_leaves)
-    count = tl.where(to_node, leaves_below_node(trie, child, live & to_node), 1)
+    is_node = live & to_node & (child < count_at(trie, NUM_NODES))
+    leaf = load_u32(array_at(trie, LEAF_BEGIN, tl.uint32), child, is_node)
+    begin = tl.minimum(tl.where(to_node, leaf, leaf_at(trie, node, edge, child, live)), num_leaves)
+    count = tl.where(to_node, leaves_below_node(trie, child, is_node), 1)
     return begin, begin + tl.minimum(count, num_leaves - begin)
 
 

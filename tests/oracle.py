@@ -25,8 +25,17 @@ class Oracle:
     def next_tokens(self, prefix: Tokens) -> list[int]:
         return sorted({s[len(prefix)] for s in self.below(prefix) if len(s) > len(prefix)})
 
+    def numbered(self, prefix: Tokens = ()) -> list[Tokens]:
+        """``below(prefix)`` as the trie numbers sequences: those alone behind their next token before all others."""
+        if prefix in self.items:
+            return [prefix]
+        children = [self.below((*prefix, token)) for token in self.next_tokens(prefix)]
+        alone = [sequence for child in children if len(child) == 1 for sequence in child]
+        depth = len(prefix) + 1
+        return alone + [s for child in children if len(child) > 1 for s in self.numbered(child[0][:depth])]
+
     def items_below(self, prefix: Tokens) -> list[int]:
-        return [item for sequence in self.below(prefix) for item in sorted(self.items[sequence])]
+        return [item for sequence in self.numbered(prefix) for item in sorted(self.items[sequence])]
 
     def forced(self, prefix: Tokens) -> list[int]:
         choices = self.next_tokens(prefix)

@@ -1,5 +1,5 @@
 // Cache lines that wait for each other in one child lookup: dependent_lines FILE prints one line,
-// LEAST MEDIAN MOST MEAN MEAN_MISSED MORE_THAN_3, the last a share.
+// LEAST MOST MEAN MEAN_MISSED STEPS.
 //
 // TrieView::advance() is done again with every read recorded: at which 64-byte line, and after how many other lines
 // that its address was computed from. Branches are predicted and wait for nothing; prefetched lines count from where
@@ -81,24 +81,16 @@ class Lookup {
   State child(std::uint32_t node, Token token, Known* known) {
     const Known edges_known = lines_.read(view_.edge_indptr + node, 8, {});
     const gentrie::EdgeRange range = view_.edges(node);
-    const Known first_bits = prefetch_bits(range.begin, edges_known), last_bits = prefetch_bits(range.end, edges_known);
+    const Known first_bits = prefetch_bits(range.begin, edges_known);
+    prefetch_bits(range.end, edges_known);
     const Known first_known = lines_.read(view_.leaf_begin + node, 4, {});
-    const Known below = lines_.read(view_.leaf_prefix + node, 8, {});
     Known edge_known = edges_known;
     const std::uint32_t edge = find_edge(node, range, token, &edge_known);
-    const Known bits = lines_.read(view_.edge_to_node.words + (edge >> 5), 8, edge_known);
-    const std::uint32_t next = view_.next_node(edge);
-    std::uint64_t target = next;
-    *known = bits;
+    *known = lines_.read(view_.edge_to_node.words + (edge >> 5), 8, edge_known);
+    std::uint64_t target = view_.next_node(edge);
     if (!view_.edge_to_node.test(edge)) {
-      target = std::uint64_t{view_.num_nodes} + view_.first_leaf(node, range.begin, edge);
-      *known = later(first_known, edge_known);
-      const std::uint32_t first = view_.next_node(range.begin);
-      if (next != first) {
-        prefetch_run_near(node, range, edge, later(later(*known, below), later(bits, later(first_bits, last_bits))));
-        *known = later(*known, lines_.read(view_.leaf_prefix + next, 4, bits));
-        *known = later(*known, lines_.read(view_.leaf_prefix + first, 4, first_bits));
-      }
+      target = std::uint64_t{view_.num_nodes} + view_.leaf_at(node, range.begin, edge);
+      *known = later(*known, later(first_known, first_bits));
     }
     *known = later(offset(target, *known), offset(target + 1, *known));
     return TrieView::make_state(target, view_.run_length(target));
@@ -107,19 +99,6 @@ class Lookup {
  private:
   Known prefetch_bits(std::uint32_t edge, Known known) {
     return lines_.read(view_.edge_to_node.words + (edge >> 5), 8, known);
-  }
-
-  /// As TrieView::prefetch_run_near().
-  void prefetch_run_near(std::uint32_t node, gentrie::EdgeRange range, std::uint32_t edge, Known known) {
-    const std::uint32_t first = view_.next_node(range.begin), last = view_.next_node(range.end);
-    const std::uint64_t behind = std::uint64_t{view_.leaves_below_node(node) - range.size()};
-    const std::uint64_t target = view_.num_nodes + std::uint64_t{view_.leaf_begin[node]} + (edge - range.begin) +
-                                 behind * (view_.next_node(edge) - first) / (last - first);
-    const char* offset =
-        reinterpret_cast<const char*>(view_.run_offsets.words) + (target * view_.run_offsets.bits >> 3);
-    lines_.read(view_.run_blocks + target / TrieView::kRunBlock, 8, known);
-    lines_.read(offset - 32, 1, known);
-    lines_.read(offset + 32, 1, known);
   }
 
   Known offset(std::uint64_t target, Known known) {
@@ -170,7 +149,7 @@ class Lookup {
 
   /// As gentrie::find_distinct().
   std::uint32_t find_distinct(gentrie::EdgeRange range, std::uint32_t value, Known* known) {
-    constexpr std::uint32_t kMany = 64, kReach = 32;
+    constexpr std::uint32_t kMany = 64;
     const std::uint32_t size = range.size();
     const auto at = [&](std::uint32_t place, Known when) {
       return std::make_pair(view_.edge_token_index(range.begin + place), read_token(range.begin + place, when));
@@ -183,7 +162,8 @@ class Lookup {
     std::uint64_t span = view_.num_tokens;
     for (int attempt = 0; attempt < 3; ++attempt) {
       const auto guess = begin + static_cast<std::uint32_t>(std::uint64_t{value - first} * (end - begin) / span);
-      const std::uint32_t low = std::max(guess, begin + kReach) - kReach, high = std::min(guess + kReach, end);
+      const std::uint32_t reach = gentrie::reach_of(end - begin);
+      const std::uint32_t low = std::max(guess, begin + reach) - reach, high = std::min(guess + reach, end);
       for (std::uint32_t place = low; place < high; ++place) at(place, *known);
       prefetch_bits(range.begin + low, *known);
       prefetch_bits(range.begin + high, *known);
@@ -225,20 +205,18 @@ int main(int argc, char** argv) {
   std::shuffle(lookups.begin(), lookups.end(), random);
   Lines lines;
   Lookup lookup(view, &lines);
-  std::vector<std::uint32_t> counts;
+  std::uint32_t least = ~0U, most = 0;
   double sum = 0, misses = 0;
   for (const auto& [state, token] : lookups) {
     lines.start();
     Known known;
     const State child = lookup.child(static_cast<std::uint32_t>(TrieView::target_of(state)), token, &known);
     if (child != view.advance(state, token)) return std::fprintf(stderr, "not the child of advance()\n"), 1;
-    counts.push_back(known.lines);
+    least = std::min(least, known.lines);
+    most = std::max(most, known.lines);
     sum += known.lines;
     misses += known.misses;
   }
-  std::sort(counts.begin(), counts.end());
   const auto count = static_cast<double>(lookups.size());
-  const auto more = counts.end() - std::upper_bound(counts.begin(), counts.end(), 3U);
-  std::printf("%u %u %u %.3f %.3f %.6f\n", counts.front(), counts[counts.size() / 2], counts.back(), sum / count,
-              misses / count, static_cast<double>(more) / count);
+  std::printf("%u %u %.3f %.3f %zu\n", least, most, sum / count, misses / count, lookups.size());
 }

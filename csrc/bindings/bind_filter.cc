@@ -25,6 +25,15 @@ py::array view_of(const Values& values, const FilterPtr& filter) {
   return std::move(array);
 }
 
+py::array_t<bool> allowed_sequences(const ItemFilter& filter) {
+  py::array_t<bool> allowed(static_cast<py::ssize_t>(filter.trie().view().num_leaves));
+  bool* next = allowed.mutable_data();
+  const py::gil_scoped_release no_gil;
+  filter.trie().for_each_sequence(
+      [&](std::uint32_t leaf, const std::vector<Token>&) { *next++ = filter.allows_leaf(leaf); });
+  return allowed;
+}
+
 py::array_t<std::int64_t> items_below(const ItemFilter& filter, State state) {
   std::vector<std::int64_t> items;
   {
@@ -115,6 +124,7 @@ void bind_filter(py::module_& module) {
       .def("next_tokens_batch", &next_tokens, arg("states"))
       .def("num_sequences_below_batch", &num_sequences_below, arg("states"))
       .def("items_below", &items_below, arg("state"))
+      .def("allowed_sequences", &allowed_sequences)
       .def("leaf_words", [](const FilterPtr& filter) { return view_of(filter->leaf_words(), filter); })
       .def("closed_leaves", [](const FilterPtr& filter) { return view_of(filter->closed_leaves(), filter); });
   py::class_<ClosedRows, std::shared_ptr<ClosedRows>>(module, "ClosedRows")

@@ -155,14 +155,14 @@ py::tuple to_sequences(const Trie& trie, bool only_shared) {
   std::vector<std::int64_t> indptr{0}, items, item_indptr{0};
   {
     const py::gil_scoped_release no_gil;
-    for (std::uint32_t leaf = 0; leaf < view.num_leaves; ++leaf) {
+    trie.for_each_sequence([&](std::uint32_t leaf, const std::vector<Token>& tokens) {
       const auto [begin, end] = view.items_of_leaf(leaf);
-      if (only_shared && end - begin < 2) continue;
-      trie.append_sequence(leaf, &values);
+      if (only_shared && end - begin < 2) return;
+      values.insert(values.end(), tokens.begin(), tokens.end());
       indptr.push_back(static_cast<std::int64_t>(values.size()));
       for (std::uint64_t entry = begin; entry < end; ++entry) items.push_back(view.item_id(entry));
       item_indptr.push_back(static_cast<std::int64_t>(items.size()));
-    }
+    });
   }
   return py::make_tuple(to_array(std::move(values)), to_array(std::move(indptr)), to_array(std::move(items)),
                         to_array(std::move(item_indptr)));

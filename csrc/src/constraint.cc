@@ -187,16 +187,20 @@ void Constraint::append_open_edges(const Cursor& cursor, std::uint32_t node, std
     return;
   }
   // Without a filter only edges above a used-up leaf can be closed: find those, take all the others.
+  std::vector<std::uint32_t> closed;
+  const LeafRange below = view().leaves_below(static_cast<State>(node));
+  for (const Spent& spent : cursor.spent) {
+    if (spent.leaf < below.begin || spent.leaf >= below.end) continue;
+    const std::uint32_t above = view().edge_above(node, spent.leaf);
+    if (num_left(cursor, view().leaves_of_edge(node, above)) == 0) closed.push_back(above);
+  }
+  std::sort(closed.begin(), closed.end());
   std::uint32_t edge = range.begin;
   const auto take_until = [&](std::uint32_t end) {
     for (; edge < end; ++edge) tokens->push_back(view().token_at(view().edge_token_index(edge)));
   };
   tokens->reserve(tokens->size() + range.size());
-  const LeafRange below = view().leaves_below(static_cast<State>(node));
-  for (const Spent& spent : cursor.spent) {
-    if (spent.leaf < below.begin || spent.leaf >= below.end) continue;
-    const std::uint32_t above = view().edge_above(node, spent.leaf);
-    if (above < edge || num_left(cursor, view().leaves_of_edge(node, above)) > 0) continue;
+  for (const std::uint32_t above : closed) {
     take_until(above);
     edge = above + 1;
   }

@@ -290,14 +290,19 @@ void ItemFilter::append_open_edges(std::uint32_t node, std::vector<Token>* token
   const TrieView& view = trie().view();
   const EdgeRange edges = view.edges(node);
   if (edges.size() == 0) return;
-  std::uint32_t leaf = view.leaf_begin[node], child = view.next_node(edges.begin);
-  std::uint32_t before = rank(std::min(leaf, view.num_leaves));
-  for (std::uint32_t edge = edges.begin; edge < edges.end;
-       ++edge) {  // one edge's leaves end where the next one's begin
-    leaf += view.edge_to_node.test(edge) ? view.leaves_below_node(child++) : 1;
-    const std::uint32_t after = rank(std::min(leaf, view.num_leaves));
-    if (after != before) tokens->push_back(view.token_at(view.edge_token_index(edge)));
-    before = after;
+  // The leaves of one edge end where those of the next one of its kind begin.
+  struct Chain {
+    std::uint32_t leaf, before;
+  };
+  const auto chain = [&](std::uint32_t leaf) { return Chain{leaf, rank(std::min(leaf, view.num_leaves))}; };
+  Chain own = chain(view.leaf_begin[node]), below = chain(view.leaf_begin_of_children(node));
+  std::uint32_t child = view.next_node(edges.begin);
+  for (std::uint32_t edge = edges.begin; edge < edges.end; ++edge) {
+    const bool to_node = view.edge_to_node.test(edge);
+    Chain& at = to_node ? below : own;
+    const std::uint32_t before = at.before;
+    at = chain(at.leaf + (to_node ? view.leaves_below_node(child++) : 1));
+    if (at.before != before) tokens->push_back(view.token_at(view.edge_token_index(edge)));
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -38,16 +39,16 @@ class Layout {
   std::shared_ptr<const Trie> run() {
     auto* vocabulary = allocate<Token>(ArrayId::kVocabulary, catalog_.vocabulary.size(), true);
     std::copy(catalog_.vocabulary.begin(), catalog_.vocabulary.end(), vocabulary);
-    store_items();
-    share_ = 0.1;
     levels_ = find_levels(leaves_, num_threads_, &memory_, poll_);
     for (const Level& level : levels_) {
       header_.num_nodes += level.nodes.size();
       num_edges_ += level.edge_tokens.size();
     }
-    share_ = 0.5;
+    share_ = 0.4;
     store_edges();
     store_nodes();
+    share_ = 0.6;
+    store_items();
     share_ = 0.7;
     store_runs();
     const ArrayTable arrays = storage_->arrays();
@@ -109,7 +110,6 @@ class Layout {
       for (std::uint64_t i = 0; i < level.nodes.size(); ++i, ++n) {
         const Node& node = level.nodes[i];
         indptr[n] = level.first_edge[i];
-        leaf_begin[n] = node.begin;
         prefix[n + 1] = prefix[n] + (node.end - node.begin - 1);
         if (n > 0) to_node[node.edge >> 5] |= std::uint64_t{1} << (node.edge & 31);
       }
@@ -122,6 +122,53 @@ class Layout {
     }
     for (Level& level : levels_) free_vector(&level.first_edge);
     memory_.shrink(num_nodes * sizeof(std::uint32_t));
+    number_leaves(leaf_begin);
+  }
+
+  /// Brings the leaves from lexicographic order into the trie's: below each node first its own, then those below its
+  /// child nodes.
+  void number_leaves(std::uint32_t* leaf_begin) {
+    memory_.grow(header_.num_leaves * sizeof(std::uint32_t), "order of the leaves");
+    sorted_leaf_.resize(header_.num_leaves);
+    leaf_begin[0] = 0;
+    for (std::size_t l = 0; l < levels_.size(); ++l) {
+      const std::vector<Node>& nodes = levels_[l].nodes;
+      const std::vector<Node> none, &children = l + 1 < levels_.size() ? levels_[l + 1].nodes : none;
+      std::uint32_t* const begin_of_child = leaf_begin + nodes.size();
+      parallel_for(
+          nodes.size(), num_threads_, std::uint64_t{1} << 14,
+          [&](std::uint64_t begin, std::uint64_t end) {
+            std::uint64_t child = static_cast<std::uint64_t>(
+                std::partition_point(children.begin(), children.end(),
+                                     [&](const Node& node) { return node.begin < nodes[begin].begin; }) -
+                children.begin());
+            for (std::uint64_t n = begin; n < end; ++n) {
+              child = number_leaves_of(nodes[n], leaf_begin[n], children, child, begin_of_child);
+            }
+          },
+          poll_);
+      leaf_begin = begin_of_child;
+    }
+  }
+
+  /// The same for one node, whose leaves begin at `leaf` and whose child nodes at `child`; returns where the next one's
+  /// begin.
+  std::uint64_t number_leaves_of(const Node& node, std::uint32_t leaf, const std::vector<Node>& children,
+                                 std::uint64_t child, std::uint32_t* begin_of_child) {
+    std::uint64_t stop = child;
+    std::uint32_t below = leaf + (node.end - node.begin);
+    for (; stop < children.size() && children[stop].begin < node.end; ++stop) {
+      below -= children[stop].end - children[stop].begin;
+    }
+    std::uint32_t sorted = node.begin;
+    for (; child < stop; ++child) {
+      while (sorted < children[child].begin) sorted_leaf_[leaf++] = sorted++;
+      begin_of_child[child] = below;
+      sorted = children[child].end;
+      below += sorted - children[child].begin;
+    }
+    while (sorted < node.end) sorted_leaf_[leaf++] = sorted++;
+    return stop;
   }
 
   static void raise_to(std::atomic<std::uint64_t>* greatest, std::uint64_t value) {
@@ -130,13 +177,14 @@ class Layout {
     }
   }
 
-  /// Position of the first token that is forced on the way to the leaves [begin, end): right behind the token chosen
-  /// at the node above, which is where they part from their neighbours.
+  /// Position of the first token that is forced on the way to the leaves [begin, end) of the catalog: right behind the
+  /// token chosen at the node above, which is where they part from their neighbours.
   std::uint32_t run_begin(std::uint32_t begin, std::uint32_t end) const {
     return std::max(leaves_.shared()[begin], leaves_.shared()[end]) + 1;
   }
 
-  /// Calls visit(leaf, begin, end) for the targets [first, last): the tokens [begin, end) of the leaf are the run.
+  /// Calls visit(leaf, begin, end) for the targets [first, last): the tokens [begin, end) of that leaf of the catalog
+  /// are the run.
   template <typename Visit>
   void for_each_run(std::uint64_t first, std::uint64_t last, const Visit& visit) const {
     std::uint64_t passed = 0;
@@ -147,14 +195,11 @@ class Layout {
       }
       passed += level.nodes.size();
     }
-    if (last <= passed) return;
-    const auto stop = static_cast<std::uint32_t>(last - passed);
-    auto leaf = static_cast<std::uint32_t>(std::max(first, passed) - passed);
-    for (std::uint64_t s = leaves_.segment_of(leaf); leaf < stop; ++s) {
-      const Segment& segment = catalog_.segments[s];
-      for (; leaf < std::min(stop, leaves_.first_leaf(s + 1)); ++leaf) {
-        visit(leaf, run_begin(leaf, leaf + 1), segment.length(leaf - leaves_.first_leaf(s)));
-      }
+    SegmentCursor cursor(leaves_);
+    for (std::uint64_t target = std::max(first, passed); target < last; ++target) {
+      const std::uint32_t leaf = sorted_leaf_[target - passed];
+      const Segment& segment = cursor.seek(leaf);
+      visit(leaf, run_begin(leaf, leaf + 1), segment.length(leaf - cursor.begin()));
     }
   }
 
@@ -218,40 +263,41 @@ class Layout {
   }
 
   void store_items() {
-    std::vector<std::uint64_t> first_item{0};
-    bool is_big = false;
-    for (const Segment& segment : catalog_.segments) {
-      first_item.push_back(first_item.back() + segment.num_items());
-      is_big = is_big || !segment.big_items.empty();
-    }
+    const bool is_big = std::any_of(catalog_.segments.begin(), catalog_.segments.end(),
+                                    [](const Segment& segment) { return !segment.big_items.empty(); });
+    const std::uint64_t num_leaves = header_.num_leaves;
+    const bool one_each = header_.num_items == num_leaves;
     void* ids = allocate_bytes(ArrayId::kItemIds, header_.num_items, is_big ? 8 : 4, true);
-    const bool one_each = header_.num_items == header_.num_leaves;
-    auto* indptr = allocate<std::uint32_t>(ArrayId::kItemIndptr, one_each ? 0 : header_.num_leaves + 1);
-    parallel_for(
-        catalog_.segments.size(), num_threads_, 16,
-        [&](std::uint64_t begin, std::uint64_t end) {
-          for (std::uint64_t s = begin; s < end; ++s) {
-            const Segment& segment = catalog_.segments[s];
-            const auto copy = [&](auto* to) {
-              using Stored = std::remove_pointer_t<decltype(to)>;
-              for (std::uint64_t i = 0; i < segment.num_items(); ++i) to[i] = static_cast<Stored>(segment.item(i));
-            };
-            if (is_big) {
-              copy(static_cast<std::int64_t*>(ids) + first_item[s]);
-            } else {
-              copy(static_cast<std::int32_t*>(ids) + first_item[s]);
+    auto* indptr = allocate<std::uint32_t>(ArrayId::kItemIndptr, one_each ? 0 : num_leaves + 1);
+    const auto for_each_leaf = [&](const auto& visit) {  // visit(leaf, its segment, its items there [begin, end))
+      parallel_for(
+          num_leaves, num_threads_, std::uint64_t{1} << 16,
+          [&](std::uint64_t begin, std::uint64_t end) {
+            SegmentCursor cursor(leaves_);
+            for (std::uint64_t leaf = begin; leaf < end; ++leaf) {
+              const Segment& segment = cursor.seek(sorted_leaf_[leaf]);
+              const std::uint32_t place = sorted_leaf_[leaf] - cursor.begin();
+              const auto [first, last] = std::equal_range(segment.repeats.begin(), segment.repeats.end(), place);
+              visit(leaf, segment, place + static_cast<std::uint64_t>(first - segment.repeats.begin()),
+                    place + 1 + static_cast<std::uint64_t>(last - segment.repeats.begin()));
             }
-            if (one_each) continue;
-            auto repeat = segment.repeats.begin();
-            std::uint64_t entry = first_item[s];
-            for (std::uint32_t i = 0; i < segment.num_sequences(); ++i) {
-              indptr[leaves_.first_leaf(s) + i] = static_cast<std::uint32_t>(entry++);
-              for (; repeat != segment.repeats.end() && *repeat == i; ++repeat) ++entry;
-            }
-          }
-        },
-        poll_);
-    if (!one_each) indptr[header_.num_leaves] = static_cast<std::uint32_t>(header_.num_items);
+          },
+          poll_);
+    };
+    if (!one_each) {
+      for_each_leaf([&](std::uint64_t leaf, const Segment&, std::uint64_t begin, std::uint64_t end) {
+        indptr[leaf + 1] = static_cast<std::uint32_t>(end - begin);
+      });
+      std::partial_sum(indptr, indptr + num_leaves + 1, indptr);
+    }
+    for_each_leaf([&](std::uint64_t leaf, const Segment& segment, std::uint64_t begin, std::uint64_t end) {
+      const auto copy = [&](auto* to) {
+        using Stored = std::remove_pointer_t<decltype(to)>;
+        to += one_each ? leaf : indptr[leaf];
+        for (std::uint64_t i = begin; i < end; ++i) *to++ = static_cast<Stored>(segment.item(i));
+      };
+      is_big ? copy(static_cast<std::int64_t*>(ids)) : copy(static_cast<std::int32_t*>(ids));
+    });
     for (Segment& segment : catalog_.segments) {  // they are where they belong
       free_vector(&segment.items);
       free_vector(&segment.big_items);
@@ -270,6 +316,7 @@ class Layout {
   std::shared_ptr<ArrayStorage> storage_ = std::make_shared<ArrayStorage>();
   std::vector<Level> levels_;
   std::uint64_t num_edges_ = 0;
+  std::vector<std::uint32_t> sorted_leaf_;  ///< of each leaf of the trie, its number in the catalog
 };
 
 }  // namespace

@@ -9,7 +9,8 @@
 
 namespace gentrie {
 
-/// A front-coded catalog with its sequences numbered through: the leaves of the trie.
+/// A front-coded catalog with its sequences numbered through, in lexicographic order: the leaves of the trie, which
+/// numbers them otherwise once its nodes are known.
 class Leaves {
  public:
   Leaves(const FrontCoded& catalog, MemoryBudget* budget);
@@ -31,36 +32,53 @@ class Leaves {
   Lengths shared_;
 };
 
-/// Reads tokens of leaves; fast where the leaves asked for ascend.
-class LeafReader {
+/// The segment that holds a leaf; fast where the leaves asked for lie near each other.
+class SegmentCursor {
  public:
-  explicit LeafReader(const Leaves& leaves) : leaves_(leaves), tokens_{nullptr, leaves.catalog().token_bits()} {}
+  explicit SegmentCursor(const Leaves& leaves) : leaves_(leaves) {}
 
-  void seek(std::uint32_t leaf) {
-    if (segment_ != nullptr && leaf == leaf_) return;
+  const Segment& seek(std::uint32_t leaf) {
     if (segment_ == nullptr || leaf < begin_ || leaf >= end_) {
       const std::uint64_t s = leaves_.segment_of(leaf);
       segment_ = &leaves_.catalog().segments[s];
-      tokens_.words = segment_->tokens.data();
       begin_ = leaves_.first_leaf(s);
       end_ = leaves_.first_leaf(s + 1);
-      offset_ = segment_->offset(leaf - begin_);
-    } else if (leaf == leaf_ + 1) {
-      offset_ += segment_->stored[leaf_ - begin_];
-    } else {
-      offset_ = segment_->offset(leaf - begin_);
     }
+    return *segment_;
+  }
+  /// First leaf of the segment last sought.
+  std::uint32_t begin() const { return begin_; }
+
+ private:
+  const Leaves& leaves_;
+  const Segment* segment_ = nullptr;
+  std::uint32_t begin_ = 0, end_ = 0;
+};
+
+/// Reads tokens of leaves; fast where the leaves asked for ascend.
+class LeafReader {
+ public:
+  explicit LeafReader(const Leaves& leaves) : cursor_(leaves), tokens_{nullptr, leaves.catalog().token_bits()} {}
+
+  void seek(std::uint32_t leaf) {
+    const Segment& segment = cursor_.seek(leaf);
+    if (tokens_.words == segment.tokens.data() && leaf == leaf_) return;
+    const std::uint32_t place = leaf - cursor_.begin();
+    if (tokens_.words == segment.tokens.data() && leaf == leaf_ + 1) {
+      offset_ += segment.stored[place - 1];
+    } else {
+      offset_ = segment.offset(place);
+    }
+    tokens_.words = segment.tokens.data();
     leaf_ = leaf;
-    shared_ = segment_->shared[leaf - begin_];
+    shared_ = segment.shared[place];
   }
   /// Vocabulary index at `position` of the leaf sought, which must be one that it does not share with the leaf before.
   std::uint32_t token(std::uint32_t position) const { return tokens_[offset_ + position - shared_]; }
 
  private:
-  const Leaves& leaves_;
+  SegmentCursor cursor_;
   PackedView tokens_;
-  const Segment* segment_ = nullptr;
-  std::uint32_t begin_ = 0, end_ = 0;  ///< leaves of the segment
   std::uint32_t leaf_ = 0, shared_ = 0;
   std::uint64_t offset_ = 0;
 };

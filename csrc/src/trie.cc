@@ -140,23 +140,61 @@ std::uint64_t Trie::item_index_nbytes() const {
   return item_index_ ? item_index_->nbytes() : 0;
 }
 
+namespace {
+
+[[noreturn]] void fail_contradiction() {
+  throw FormatError("the trie's arrays contradict each other; verify the file");
+}
+
+/// Follows `edge` of `node` and appends its token and those of the run behind it; returns the target.
+std::uint64_t append_edge(const TrieView& view, std::uint32_t node, std::uint32_t edge, std::vector<Token>* tokens) {
+  const State state = edge < view.num_edges ? view.follow(node, view.edges(node), edge) : kOffTrie;
+  if (state == kOffTrie) fail_contradiction();
+  const std::uint64_t target = TrieView::target_of(state);
+  if (target <= node) fail_contradiction();
+  tokens->push_back(view.token_at(view.edge_token_index(edge)));
+  const std::uint64_t end = view.run_end(target);
+  for (std::uint64_t at = end - TrieView::remaining_of(state); at < end; ++at) tokens->push_back(view.run_token(at));
+  return target;
+}
+
+}  // namespace
+
 void Trie::append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const {
   if (leaf >= view_.num_leaves) {
     throw std::out_of_range("leaf " + std::to_string(leaf) +
                             " is not below num_sequences=" + std::to_string(view_.num_leaves));
   }
-  std::uint32_t node = 0;
-  while (true) {
-    const std::uint32_t edge = view_.edge_above(node, leaf);
-    const State state = edge < view_.num_edges ? view_.follow(node, view_.edges(node), edge) : kOffTrie;
-    if (state == kOffTrie) throw FormatError("the trie's arrays contradict each other; verify the file");
-    const std::uint64_t target = TrieView::target_of(state);
-    tokens->push_back(view_.token_at(view_.edge_token_index(edge)));
-    const std::uint64_t end = view_.run_end(target);
-    for (std::uint64_t at = end - TrieView::remaining_of(state); at < end; ++at) tokens->push_back(view_.run_token(at));
-    if (target >= view_.num_nodes) return;
-    if (target <= node) throw FormatError("the trie's arrays contradict each other; verify the file");
-    node = static_cast<std::uint32_t>(target);
+  for (std::uint64_t target = 0; target < view_.num_nodes;) {
+    const auto node = static_cast<std::uint32_t>(target);
+    target = append_edge(view_, node, view_.edge_above(node, leaf), tokens);
+  }
+}
+
+void Trie::for_each_sequence(
+    const std::function<void(std::uint32_t leaf, const std::vector<Token>& tokens)>& visit) const {
+  struct Place {
+    std::uint32_t node;
+    EdgeRange left;      // edges still to follow
+    std::size_t length;  // tokens before
+  };
+  std::vector<Place> path{{0, view_.edges(0), 0}};
+  std::vector<Token> tokens;
+  for (std::uint64_t num_followed = 0; !path.empty();) {
+    Place& place = path.back();
+    tokens.resize(place.length);
+    if (place.left.size() == 0) {
+      path.pop_back();
+      continue;
+    }
+    if (++num_followed > view_.num_edges) fail_contradiction();
+    const std::uint64_t target = append_edge(view_, place.node, place.left.begin++, &tokens);
+    if (target >= view_.num_nodes) {
+      visit(static_cast<std::uint32_t>(target - view_.num_nodes), tokens);
+    } else {
+      const auto node = static_cast<std::uint32_t>(target);
+      path.push_back({node, view_.edges(node), tokens.size()});
+    }
   }
 }
 

@@ -26,20 +26,22 @@ void check_nodes(const TrieView& view, std::uint32_t begin, std::uint32_t end) {
     const std::uint32_t first = view.edge_indptr[node], last = view.edge_indptr[node + 1];
     require(last <= view.num_edges && first + (node == 0 ? 1 : 2) <= last, "edge_indptr: a node has too few edges");
     require(node == 0 || node < child, "edge_to_node: a node comes before its parent");
-    std::uint32_t leaf = view.leaves_below(node).begin;
+    std::uint32_t own = view.leaf_begin[node], below = view.leaf_begin_of_children(node);
+    const std::uint32_t own_end = below;
     for (std::uint32_t edge = first; edge < last; ++edge) {
       const std::uint32_t token = view.edge_token_index(edge);
       require(token < view.num_tokens && (edge == first || token > view.edge_token_index(edge - 1)),
               "edge_tokens are not ascending within a node");
       require(view.edge_to_node.rank(edge) + 1 == child, "edge_to_node has a wrong rank");
-      const LeafRange below = view.leaves_of_edge(node, edge);
-      require(below.begin == leaf && below.size() > 0, "leaf_begin and leaf_prefix leave a gap");
-      require(!view.edge_to_node.test(edge) || view.leaf_begin[child] == leaf, "leaf_begin does not fit the edges");
-      leaf = below.end;
-      child += view.edge_to_node.test(edge) ? 1 : 0;
+      const bool to_node = view.edge_to_node.test(edge);
+      const LeafRange leaves = view.leaves_of_edge(node, edge);
+      std::uint32_t& next = to_node ? below : own;
+      require(leaves.begin == next && leaves.size() > 0, "leaf_begin and leaf_prefix do not fit the edges");
+      next = leaves.end;
+      child += to_node ? 1 : 0;
     }
     require(view.edge_to_node.rank(last) + 1 == child, "edge_to_node has a wrong rank");
-    require(leaf == view.leaves_below(node).end, "leaf_prefix does not fit the edges");
+    require(own == own_end && below == view.leaves_below(node).end, "leaf_prefix does not fit the edges");
   }
 }
 

@@ -190,8 +190,8 @@ class ItemFilter:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What a search or a loss on a device needs, read-only and not copied.
 
-        ``leaf_words``, uint64 [num_sequences // 32 + 1]: bit i % 32 of word i // 32 says whether sequence i
-        (lexicographic order) is allowed, the word's upper half how many before the word are; so
+        ``leaf_words``, uint64 [num_sequences // 32 + 1]: bit i % 32 of word i // 32 says whether sequence i (in the
+        order of :meth:`TokenTrie.items_below`) is allowed, the word's upper half how many before the word are; so
         ``rank(i) = (word >> 32) + popcount(word & ((1 << i % 32) - 1))``. ``closed_leaves``, uint32: sequences that
         :meth:`deny` closed among those, ascending; as many of them as lie before i are to be taken off ``rank(i)``.
         """

@@ -545,7 +545,12 @@ class TokenTrie:
         return self._core.num_sequences_below(_validate.state(state))
 
     def items_below(self, state: int) -> npt.NDArray[np.int64]:
-        """Items that ``state`` can still reach, by sequence in lexicographic order, then by id; int64."""
+        """Items that ``state`` can still reach; int64.
+
+        Those of one sequence stand together, ascending by id. Sequences come in the order in which the trie numbers
+        them: at every branch first those that share no more tokens with another, then those below the branches that
+        follow, each time in the order of the next token.
+        """
         return self._core.items_below(_validate.state(state))
 
     def resolve(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -29,15 +29,16 @@ def decode(path: Path) -> list[tuple[list[int], list[int]]]:
 
     def below(node: int, prefix: list[int]) -> list[tuple[list[int], list[int]]]:
         found = []
-        leaf = arrays["leaf_begin"][node]
+        leaf = arrays["leaf_begin"][node]  # its own come first, those below its child nodes behind them
         for edge in range(*arrays["edge_indptr"][node : node + 2]):
             child = 1 + sum(leads_to_node[:edge])
             target = child if leads_to_node[edge] else nodes + leaf
             run = run_tokens[starts[target] : starts[target + 1]]
             tokens = [*prefix, *(vocabulary[i] for i in [arrays["edge_tokens"][edge], *run])]
+            before = len(found)
             if leads_to_node[edge]:
                 found += below(child, tokens)
-                leaf += arrays["leaf_prefix"][child + 1] - arrays["leaf_prefix"][child] + 1
+                assert len(found) - before == arrays["leaf_prefix"][child + 1] - arrays["leaf_prefix"][child] + 1
             else:
                 found.append((tokens, arrays["item_ids"][item_indptr[leaf] : item_indptr[leaf + 1]]))
                 leaf += 1

@@ -21,7 +21,7 @@ from strategies import Catalog, catalogs, examples
 
 from gentrie import TokenTrie
 
-GOLDEN = Path(__file__).with_name("golden_v2.safetensors")
+GOLDEN = Path(__file__).with_name("golden_v3.safetensors")
 
 
 def golden_trie() -> TokenTrie:
@@ -176,10 +176,10 @@ def test_foreign_files_are_refused(tmp_path: Path):
 
 def test_a_newer_format_names_both_versions(tmp_path: Path):
     data = GOLDEN.read_bytes()
-    key = b'"gentrie.format_version":"2"'
+    key = b'"gentrie.format_version":"3"'
     assert key in data
-    (tmp_path / "new.safetensors").write_bytes(data.replace(key, key.replace(b'"2"', b'"9"')))
-    with pytest.raises(ValueError, match=r"format version 9, this library \(.*\) reads version 2"):
+    (tmp_path / "new.safetensors").write_bytes(data.replace(key, key.replace(b'"3"', b'"9"')))
+    with pytest.raises(ValueError, match=r"format version 9, this library \(.*\) reads version 3"):
         TokenTrie.load(tmp_path / "new.safetensors")
 
 

@@ -38,7 +38,7 @@ def assert_allows(item_filter: ItemFilter, oracle: Oracle, allowed: set[int]) ->
     tokens, indptr = item_filter.next_tokens_batch([*states, -1, -2])
     assert counts[-2:].tolist() == np.diff(indptr)[-2:].tolist() == [0, 0]
     for i, (prefix, state) in enumerate(zip(prefixes, states, strict=True)):
-        below = [sequence for sequence in oracle.below(prefix) if left[sequence]]
+        below = [sequence for sequence in oracle.numbered(prefix) if left[sequence]]
         assert counts[i] == len(below)
         assert item_filter.items_below(state).tolist() == [item for s in below for item in sorted(left[s])]
         expected = sorted({s[len(prefix)] for s in below if len(s) > len(prefix)})
@@ -112,9 +112,9 @@ def test_arrays_mean_what_they_say(catalog: Catalog, data: st.DataObject):
         word = words[leaf // 32]
         return (word >> 32) + (word & ((1 << leaf % 32) - 1)).bit_count() - sum(c < leaf for c in closed)
 
-    left = [bool((oracle.items[sequence] & allowed) - denied) for sequence in oracle.sequences]
+    left = [bool((oracle.items[sequence] & allowed) - denied) for sequence in oracle.numbered()]
     assert [rank(i + 1) - rank(i) for i in range(len(left))] == left
-    resident = [bool(oracle.items[sequence] & allowed) for sequence in oracle.sequences]
+    resident = [bool(oracle.items[sequence] & allowed) for sequence in oracle.numbered()]
     assert [words[i // 32] >> i % 32 & 1 for i in range(len(left))] == resident
 
 

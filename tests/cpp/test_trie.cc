@@ -63,10 +63,17 @@ std::vector<std::vector<Token>> random_rows(std::mt19937& rng) {
 void check_lookups(const gentrie::Trie& trie, const Sequences& sequences) {
   const gentrie::TrieView& view = trie.view();
   assert(view.num_leaves == sequences.size());
-  std::uint32_t leaf = 0;
+  std::vector<std::uint32_t> leaves;
+  std::vector<std::vector<Token>> in_order;
+  trie.for_each_sequence([&](std::uint32_t leaf, const std::vector<Token>& tokens) {
+    leaves.push_back(leaf);
+    in_order.push_back(tokens);
+  });
+  assert(std::equal(in_order.begin(), in_order.end(), sequences.begin(), sequences.end()));
+  auto leaf = leaves.begin();
   for (const auto& sequence : sequences) {
     std::vector<Token> found;
-    trie.append_sequence(leaf, &found);
+    trie.append_sequence(*leaf, &found);
     assert(found == sequence);
     State state = gentrie::kRoot;
     for (std::size_t depth = 0; depth <= sequence.size(); ++depth) {
@@ -84,8 +91,7 @@ void check_lookups(const gentrie::Trie& trie, const Sequences& sequences) {
       for (Token token = 0; token < kVocabSize; ++token) assert((view.advance(state, token) >= 0) == next.count(token));
       if (depth < sequence.size()) state = view.advance(state, sequence[depth]);
     }
-    assert(view.leaf_of(state) == leaf);
-    ++leaf;
+    assert(view.leaf_of(state) == *leaf++);
   }
 }
 
@@ -117,6 +123,10 @@ void use(const std::shared_ptr<const gentrie::Trie>& trie) {
     } catch (const gentrie::FormatError&) {
     }
     view.items_of_leaf(leaf);
+  }
+  try {
+    trie->for_each_sequence([](std::uint32_t, const std::vector<Token>&) {});
+  } catch (const gentrie::FormatError&) {
   }
   const std::int64_t items[] = {0, 2, 4, 6};
   for (const auto& filter :

@@ -11,7 +11,7 @@
 namespace gentrie {
 
 /// Version of the file layout; a reader refuses any other.
-inline constexpr int kFormatVersion = 2;
+inline constexpr int kFormatVersion = 3;
 
 /// Whether load() checks the checksum of every array.
 enum class Verify { kAuto, kNever, kAlways };

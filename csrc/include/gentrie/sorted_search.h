@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gentrie/packed.h"
 #include "gentrie/types.h"
 
 namespace gentrie {
@@ -29,6 +30,10 @@ GENTRIE_PREFETCH void prefetch_lines(const T* values, std::uint32_t count) {
   __builtin_prefetch(values + count);  // where a search looks at last, or the line after its last
 }
 
+/// How far from its share of the range a value may lie among `size` of them: where they are drawn at random, the
+/// standard deviation is at most sqrt(size) / 2. This is 4 of them or more.
+inline std::uint32_t reach_of(std::uint32_t size) { return std::uint32_t{1} << (bit_width(size) + 3) / 2; }
+
 /// Position of `value` among `size` ascending, distinct values below `limit`, or `size`. Many values are mostly spread
 /// evenly, over [0, limit): a value is then near where its share of that range says, and the search touches the lines
 /// around that place only. Where it is not, it is looked for in the same way in what is left, and at last by a binary
@@ -38,7 +43,7 @@ GENTRIE_PREFETCH void prefetch_lines(const T* values, std::uint32_t count) {
 template <typename T, typename OnGuess>
 std::uint32_t find_distinct(const T* values, std::uint32_t size, std::uint32_t value, std::uint32_t limit,
                             const OnGuess& on_guess) {
-  constexpr std::uint32_t kMany = 64, kReach = 32;
+  constexpr std::uint32_t kMany = 64;
   const auto at = [values](std::uint32_t position) -> std::uint32_t { return values[position]; };
   if (size < kMany || value >= limit) {
     prefetch_lines(values, std::min(size, kMany));
@@ -48,7 +53,8 @@ std::uint32_t find_distinct(const T* values, std::uint32_t size, std::uint32_t v
   std::uint64_t span = limit;
   for (int attempt = 0; attempt < 3; ++attempt) {
     const std::uint32_t guess = begin + static_cast<std::uint32_t>(std::uint64_t{value - first} * (end - begin) / span);
-    const std::uint32_t low = std::max(guess, begin + kReach) - kReach, high = std::min(guess + kReach, end);
+    const std::uint32_t reach = reach_of(end - begin);
+    const std::uint32_t low = std::max(guess, begin + reach) - reach, high = std::min(guess + reach, end);
     prefetch_lines(values + low, high - low);
     on_guess(low, high);
     const bool is_before = low > begin && at(low) > value, is_behind = high < end && at(high) <= value;

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -104,6 +105,8 @@ class Trie {
 
   /// Appends the tokens of one sequence (end token included). \throws std::out_of_range
   void append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const;
+  /// Visits every sequence in lexicographic order, which is not that of the leaves. \throws FormatError
+  void for_each_sequence(const std::function<void(std::uint32_t leaf, const std::vector<Token>& tokens)>& visit) const;
 
  private:
   TrieHeader header_;

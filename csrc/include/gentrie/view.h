@@ -11,7 +11,9 @@
 
 namespace gentrie {
 
-/// Half-open range of leaves. Leaves are numbered in lexicographic order of their sequences.
+/// Half-open range of leaves. Below each node its own leaves are numbered first, in the order of their edges' tokens,
+/// then those below its child nodes, in theirs: all below a node are one range, and its own are found by counting
+/// edges.
 struct LeafRange {
   std::uint32_t begin = 0;
   std::uint32_t end = 0;
@@ -58,7 +60,7 @@ struct TrieView {
   const void* edge_tokens = nullptr;           ///< [num_edges] indices into vocabulary, 1, 2 or 4 bytes
   RankedBitmap edge_to_node;                   ///< [num_edges] 1: leads to a node, 0: to a leaf
   const std::uint32_t* leaf_begin = nullptr;   ///< [num_nodes] first leaf below each node
-  const std::uint32_t* leaf_prefix = nullptr;  ///< [num_nodes + 1], sum over earlier nodes of (leaves below - 1)
+  const std::uint32_t* leaf_prefix = nullptr;  ///< [num_nodes + 1] sum over earlier nodes of (leaves below - 1)
   PackedView run_tokens;                       ///< [num_run_tokens] indices into vocabulary, target after target
   const std::uint64_t* run_blocks = nullptr;   ///< [num_targets / 64 + 1] where each block of targets starts
   PackedView run_offsets;                      ///< [num_targets + 1] start of each run after its block's
@@ -146,31 +148,31 @@ struct TrieView {
   /// The node that the first node-edge at or after `edge` leads to.
   std::uint32_t next_node(std::uint32_t edge) const { return std::min(1 + edge_to_node.rank(edge), num_nodes); }
 
-  /// First leaf below `edge` of `node`, whose edges begin at `begin`; edges(node).end gives the end of the last one's.
-  /// Earlier edges of the node hold one leaf each, and (leaves below - 1) more if they lead to a node, which the last
-  /// levels' seldom do.
-  std::uint32_t first_leaf(std::uint32_t node, std::uint32_t begin, std::uint32_t edge) const {
-    const std::uint32_t leaf = leaf_begin[node] + (edge - begin);  // modulo 2^32 throughout
-    const std::uint32_t first = next_node(begin), child = next_node(edge);
-    return first == child ? leaf : leaf + (leaf_prefix[child] - leaf_prefix[first]);
+  /// The leaf that `edge` of `node`, whose edges begin at `begin`, leads to if it leads to no node: as many leaves of
+  /// the node lie before it as edges that lead to none.
+  std::uint32_t leaf_at(std::uint32_t node, std::uint32_t begin, std::uint32_t edge) const {
+    return leaf_begin[node] + (edge - begin) - (next_node(edge) - next_node(begin));  // modulo 2^32
   }
   LeafRange leaves_of_edge(std::uint32_t node, std::uint32_t edge) const {
-    const std::uint32_t below = edge_to_node.test(edge) ? leaves_below_node(next_node(edge)) : 1;
-    return bounded(first_leaf(node, edges(node).begin, edge), below);
+    if (!edge_to_node.test(edge)) return bounded(leaf_at(node, edges(node).begin, edge), 1);
+    const std::uint32_t child = next_node(edge);
+    return child < num_nodes ? bounded(leaf_begin[child], leaves_below_node(child)) : LeafRange{};
   }
-  /// The edge of `node` that `leaf` lies below: the last one whose first leaf is not beyond it.
+  /// First leaf below the child nodes of `node`: behind its own.
+  std::uint32_t leaf_begin_of_children(std::uint32_t node) const {
+    const EdgeRange range = edges(node);
+    return leaf_at(node, range.begin, range.end);
+  }
+  /// The edge of `node` that `leaf` lies below.
   std::uint32_t edge_above(std::uint32_t node, std::uint32_t leaf) const {
-    EdgeRange range = edges(node);
-    const std::uint32_t begin = range.begin;
-    while (range.size() > 1) {
-      const std::uint32_t middle = range.begin + range.size() / 2;
-      if (first_leaf(node, begin, middle) <= leaf) {
-        range.begin = middle;
-      } else {
-        range.end = middle;
-      }
+    const EdgeRange range = edges(node);
+    if (leaf < leaf_begin_of_children(node)) {
+      return last_at_most(range.begin, range.end, leaf,
+                          [&](std::uint32_t edge) { return leaf_at(node, range.begin, edge); });
     }
-    return range.begin;
+    const std::uint32_t child = last_at_most(next_node(range.begin), next_node(range.end), leaf,
+                                             [this](std::uint32_t number) { return leaf_begin[number]; });
+    return last_at_most(range.begin, range.end, child, [this](std::uint32_t edge) { return next_node(edge); });
   }
   std::uint32_t leaves_below_node(std::uint32_t node) const {
     return node < num_nodes ? leaf_prefix[node + 1] - leaf_prefix[node] + 1 : 0;
@@ -183,8 +185,7 @@ struct TrieView {
       target = next_node(edge);
       if (target >= num_nodes) return kOffTrie;
     } else {
-      prefetch_run_near(node, range, edge);
-      const std::uint32_t leaf = first_leaf(node, range.begin, edge);
+      const std::uint32_t leaf = leaf_at(node, range.begin, edge);
       if (leaf >= num_leaves) return kOffTrie;
       target = std::uint64_t{num_nodes} + leaf;
     }
@@ -193,10 +194,9 @@ struct TrieView {
 
   /// The state after `token`, or kOffTrie. Free text stays free text. A non-negative `state` must be contained.
   ///
-  /// Cache lines that wait for each other: edge_indptr, with token_index beside it; edge_tokens around the edge, with
-  /// edge_to_node and leaf_begin beside it; run_offsets, with run_blocks beside it. Of a leaf that follows edges to
-  /// nodes leaf_prefix says which it is, beside run_offsets at the place where it probably is. The root has an index
-  /// of its own in the place of the first two.
+  /// Cache lines that wait for each other: edge_indptr, with token_index and leaf_begin beside it; edge_tokens around
+  /// the edge, with edge_to_node beside it; run_offsets, with run_blocks beside it. The root has an index of its own in
+  /// the place of the first two.
   State advance(State state, Token token) const {
     if (state < 0) return state;
     const std::uint64_t target = target_of(state);
@@ -211,7 +211,6 @@ struct TrieView {
     __builtin_prefetch(edge_to_node.words + (range.begin >> 5));
     __builtin_prefetch(edge_to_node.words + (range.end >> 5));
     __builtin_prefetch(leaf_begin + node);
-    __builtin_prefetch(leaf_prefix + node);
     const std::uint32_t edge = find_edge(node, range, token);
     return edge == range.end ? kOffTrie : follow(node, range, edge);
   }
@@ -262,26 +261,19 @@ struct TrieView {
   }
 
  private:
-  /// Asks for the run of a leaf below `edge` before leaf_prefix has said which leaf that is: where it would be if all
-  /// of the node's edges to nodes had like numbers of leaves below.
-  GENTRIE_PREFETCH void prefetch_run_near(std::uint32_t node, EdgeRange range, std::uint32_t edge) const {
-    constexpr std::uint64_t kNear = 32;  // bytes to either side
-    const std::uint32_t first = next_node(range.begin), child = next_node(edge), last = next_node(range.end);
-    std::uint64_t leaf = std::uint64_t{leaf_begin[node]} + (edge - range.begin);
-    if (child > first && last > first) {
-      leaf += std::uint64_t{leaves_below_node(node) - range.size()} * (child - first) / (last - first);
-    }
-    const std::uint64_t target = num_nodes + std::min<std::uint64_t>(leaf, num_leaves);
-    const std::uint64_t byte = target * run_offsets.bits >> 3;
-    const char* const offsets = reinterpret_cast<const char*>(run_offsets.words);
-    __builtin_prefetch(run_blocks + target / kRunBlock);
-    __builtin_prefetch(offsets + (byte > kNear ? byte - kNear : 0));
-    __builtin_prefetch(offsets + byte + kNear);
-  }
-
   LeafRange bounded(std::uint32_t begin, std::uint32_t count) const {
     begin = std::min(begin, num_leaves);
     return {begin, begin + std::min(count, num_leaves - begin)};
+  }
+
+  /// The last of [begin, end) whose number, of those that at() gives in ascending order, is at most `limit`; or begin.
+  template <typename At>
+  static std::uint32_t last_at_most(std::uint32_t begin, std::uint32_t end, std::uint32_t limit, const At& at) {
+    while (end > begin + 1) {
+      const std::uint32_t middle = begin + (end - begin) / 2;
+      (at(middle) <= limit ? begin : end) = middle;
+    }
+    return begin;
   }
 
   template <typename T>

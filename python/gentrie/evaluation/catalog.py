@@ -66,8 +66,8 @@ def catalog_logprobs(
 
     Returns
     -------
-    float64 [B, C], or [B, num_sequences] in leaf order (that of :meth:`gentrie.TokenTrie.to_sequences`); -inf for
-    sequences that ``item_filter`` closes.
+    float64 [B, C], or [B, num_sequences] in the order of :meth:`gentrie.TokenTrie.to_sequences`; -inf for sequences
+    that ``item_filter`` closes.
 
     Raises
     ------

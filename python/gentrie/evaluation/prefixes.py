@@ -17,14 +17,11 @@ Int64Array = npt.NDArray[np.int64]
 
 
 def allowed_sequences(trie: TokenTrie, item_filter: ItemFilter | None) -> npt.NDArray[np.bool_]:
-    """Bool [num_sequences] in leaf order: whether the filter leaves a sequence an item; None leaves all."""
+    """Bool [num_sequences] in the order of ``trie.to_sequences()``: whether the filter leaves a sequence an item; None
+    leaves all."""
     if item_filter is None:
         return np.ones(trie.num_sequences, dtype=bool)
-    arrays = item_filter.arrays()
-    words = (arrays["leaf_words"] & np.uint64(0xFFFFFFFF)).astype("<u4")
-    allowed = np.unpackbits(words.view(np.uint8), count=trie.num_sequences, bitorder="little").astype(bool)
-    allowed[arrays["closed_leaves"].astype(np.int64)] = False
-    return allowed
+    return item_filter._core.allowed_sequences()
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Prefixes:
     depth
         int64 [nodes], number of tokens.
     leaf
-        int64 [num_sequences], the node of each sequence, in the trie's leaf order; -1 where a filter closes it.
+        int64 [num_sequences], the node of each sequence of ``trie.to_sequences()``; -1 where a filter closes it.
     """
 
     token: Int64Array

@@ -64,7 +64,7 @@ def pruning(
     Parameters
     ----------
     logprobs
-        Floats [users, num_sequences] in leaf order, from :func:`catalog_logprobs`; -inf for a sequence that is not
+        Floats [users, num_sequences] from :func:`catalog_logprobs`; -inf for a sequence that is not
         there, which is never among the first K.
     targets
         Item ids, one a user or a list a user.
@@ -106,7 +106,8 @@ def pruning(
 
 
 def leaves_of(items: Int64Array, trie: TokenTrie, name: str, item_filter: ItemFilter | None = None) -> Int64Array:
-    """The first leaf of each item id that a filter leaves, int64 [N]; ValueError for an item without one."""
+    """The first sequence of each item id that a filter leaves, in the order of ``trie.to_sequences()``, int64 [N];
+    ValueError for an item without one."""
     _, _, ids, indptr = trie.to_sequences()
     leaf = np.repeat(np.arange(trie.num_sequences), np.diff(indptr))
     order = np.argsort(ids, kind="stable")
