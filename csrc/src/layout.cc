@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <numeric>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "array_buffer.h"
 #include "gentrie/packed.h"
 #include "gentrie/view.h"
+#include "leaf_order.h"
 #include "leaves.h"
 #include "levels.h"
 #include "machine.h"
@@ -48,9 +50,9 @@ class Layout {
     store_edges();
     store_nodes();
     share_ = 0.6;
-    store_items();
-    share_ = 0.7;
     store_runs();
+    share_ = 0.9;
+    store_items();
     const ArrayTable arrays = storage_->arrays();
     return std::make_shared<const Trie>(header_, arrays, storage_);
   }
@@ -122,53 +124,7 @@ class Layout {
     }
     for (Level& level : levels_) free_vector(&level.first_edge);
     memory_.shrink(num_nodes * sizeof(std::uint32_t));
-    number_leaves(leaf_begin);
-  }
-
-  /// Brings the leaves from lexicographic order into the trie's: below each node first its own, then those below its
-  /// child nodes.
-  void number_leaves(std::uint32_t* leaf_begin) {
-    memory_.grow(header_.num_leaves * sizeof(std::uint32_t), "order of the leaves");
-    sorted_leaf_.resize(header_.num_leaves);
-    leaf_begin[0] = 0;
-    for (std::size_t l = 0; l < levels_.size(); ++l) {
-      const std::vector<Node>& nodes = levels_[l].nodes;
-      const std::vector<Node> none, &children = l + 1 < levels_.size() ? levels_[l + 1].nodes : none;
-      std::uint32_t* const begin_of_child = leaf_begin + nodes.size();
-      parallel_for(
-          nodes.size(), num_threads_, std::uint64_t{1} << 14,
-          [&](std::uint64_t begin, std::uint64_t end) {
-            std::uint64_t child = static_cast<std::uint64_t>(
-                std::partition_point(children.begin(), children.end(),
-                                     [&](const Node& node) { return node.begin < nodes[begin].begin; }) -
-                children.begin());
-            for (std::uint64_t n = begin; n < end; ++n) {
-              child = number_leaves_of(nodes[n], leaf_begin[n], children, child, begin_of_child);
-            }
-          },
-          poll_);
-      leaf_begin = begin_of_child;
-    }
-  }
-
-  /// The same for one node, whose leaves begin at `leaf` and whose child nodes at `child`; returns where the next one's
-  /// begin.
-  std::uint64_t number_leaves_of(const Node& node, std::uint32_t leaf, const std::vector<Node>& children,
-                                 std::uint64_t child, std::uint32_t* begin_of_child) {
-    std::uint64_t stop = child;
-    std::uint32_t below = leaf + (node.end - node.begin);
-    for (; stop < children.size() && children[stop].begin < node.end; ++stop) {
-      below -= children[stop].end - children[stop].begin;
-    }
-    std::uint32_t sorted = node.begin;
-    for (; child < stop; ++child) {
-      while (sorted < children[child].begin) sorted_leaf_[leaf++] = sorted++;
-      begin_of_child[child] = below;
-      sorted = children[child].end;
-      below += sorted - children[child].begin;
-    }
-    while (sorted < node.end) sorted_leaf_[leaf++] = sorted++;
-    return stop;
+    order_.emplace(levels_, leaf_begin);
   }
 
   static void raise_to(std::atomic<std::uint64_t>* greatest, std::uint64_t value) {
@@ -195,12 +151,14 @@ class Layout {
       }
       passed += level.nodes.size();
     }
+    if (last <= passed) return;
     SegmentCursor cursor(leaves_);
-    for (std::uint64_t target = std::max(first, passed); target < last; ++target) {
-      const std::uint32_t leaf = sorted_leaf_[target - passed];
+    const auto visit_leaf = [&](std::uint32_t leaf) {
       const Segment& segment = cursor.seek(leaf);
       visit(leaf, run_begin(leaf, leaf + 1), segment.length(leaf - cursor.begin()));
-    }
+    };
+    order_->for_each(static_cast<std::uint32_t>(std::max(first, passed) - passed),
+                     static_cast<std::uint32_t>(last - passed), visit_leaf);
   }
 
   void store_runs() {
@@ -263,6 +221,11 @@ class Layout {
   }
 
   void store_items() {
+    for (Segment& segment : catalog_.segments) {  // the runs were read
+      free_vector(&segment.tokens);
+      free_vector(&segment.offsets);
+    }
+    return_freed_memory();
     const bool is_big = std::any_of(catalog_.segments.begin(), catalog_.segments.end(),
                                     [](const Segment& segment) { return !segment.big_items.empty(); });
     const std::uint64_t num_leaves = header_.num_leaves;
@@ -274,13 +237,15 @@ class Layout {
           num_leaves, num_threads_, std::uint64_t{1} << 16,
           [&](std::uint64_t begin, std::uint64_t end) {
             SegmentCursor cursor(leaves_);
-            for (std::uint64_t leaf = begin; leaf < end; ++leaf) {
-              const Segment& segment = cursor.seek(sorted_leaf_[leaf]);
-              const std::uint32_t place = sorted_leaf_[leaf] - cursor.begin();
+            std::uint64_t leaf = begin;
+            const auto visit_leaf = [&](std::uint32_t sorted) {
+              const Segment& segment = cursor.seek(sorted);
+              const std::uint32_t place = sorted - cursor.begin();
               const auto [first, last] = std::equal_range(segment.repeats.begin(), segment.repeats.end(), place);
-              visit(leaf, segment, place + static_cast<std::uint64_t>(first - segment.repeats.begin()),
+              visit(leaf++, segment, place + static_cast<std::uint64_t>(first - segment.repeats.begin()),
                     place + 1 + static_cast<std::uint64_t>(last - segment.repeats.begin()));
-            }
+            };
+            order_->for_each(static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end), visit_leaf);
           },
           poll_);
     };
@@ -298,11 +263,6 @@ class Layout {
       };
       is_big ? copy(static_cast<std::int64_t*>(ids)) : copy(static_cast<std::int32_t*>(ids));
     });
-    for (Segment& segment : catalog_.segments) {  // they are where they belong
-      free_vector(&segment.items);
-      free_vector(&segment.big_items);
-    }
-    return_freed_memory();
   }
 
   FrontCoded catalog_;
@@ -316,7 +276,7 @@ class Layout {
   std::shared_ptr<ArrayStorage> storage_ = std::make_shared<ArrayStorage>();
   std::vector<Level> levels_;
   std::uint64_t num_edges_ = 0;
-  std::vector<std::uint32_t> sorted_leaf_;  ///< of each leaf of the trie, its number in the catalog
+  std::optional<LeafOrder> order_;
 };
 
 }  // namespace

@@ -297,6 +297,25 @@ def test_edges_of_every_width(num_tokens: int, length: int, edge_bytes: int, tmp
         assert saved_bytes(other, tmp_path) == expected
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("skew", [1, 3])
+def test_many_rows_of_which_some_part_early(skew: int, num_threads: int):
+    """Large enough that threads begin in the middle of levels and of the leaves' order."""
+    rng = np.random.default_rng(skew)
+    rows = (1000 * rng.random((300_000, 4)) ** skew).astype(np.int32)
+    trie = TokenTrie.from_sequences(rows, vocab_size=1000, num_threads=num_threads)
+    trie.verify()
+    distinct, first = np.unique(rows, axis=0, return_index=True)
+    values, _, item_ids, item_indptr = trie.to_sequences()
+    assert np.array_equal(values.reshape(-1, 4), distinct)
+    assert np.array_equal(item_ids[item_indptr[:-1]], first)
+    assert np.array_equal(np.sort(trie.items_below(trie.root)), np.arange(len(rows)))
+    states = np.zeros(len(rows), dtype=np.int64)
+    for level in range(4):
+        states = trie.advance_batch(states, np.ascontiguousarray(rows[:, level]))
+    assert all(row in trie.items_below(int(states[row])) for row in range(0, len(rows), 1000))
+
+
 def test_long_rows_and_shared_stems():
     """Rows far longer than a sorting key, alike in all but a few places."""
     rng = random.Random(0)
