@@ -98,6 +98,7 @@ class Layout {
                     copy(static_cast<std::uint32_t*>(tokens));
                   });
     for (Level& level : levels_) free_vector(&level.edge_tokens);
+    return_freed_memory();
     memory_.shrink(num_edges_ * sizeof(std::uint32_t));
   }
 
@@ -224,6 +225,7 @@ class Layout {
     for (Segment& segment : catalog_.segments) {  // the runs were read
       free_vector(&segment.tokens);
       free_vector(&segment.offsets);
+      segment.stored = Lengths();
     }
     return_freed_memory();
     const bool is_big = std::any_of(catalog_.segments.begin(), catalog_.segments.end(),
