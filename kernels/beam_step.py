@@ -68,6 +68,49 @@ def row_parts_kernel(logits, row_stride, token_stride, width, num_parts, part_ma
 
 
 @triton.jit
+def _select_children(
+    trie,
+    allow,
+    state,
+    edge,
+    count,
+    first,
+    beam,
+    logits,
+    token_stride,
+    width,
+    beam_width,
+    program,
+    kept_scores,
+    kept_codes,
+    num_kept,
+    part_max,
+    part_sum,
+    LANES: tl.constexpr,
+    KEPT: tl.constexpr,
+    NARROW: tl.constexpr,
+):
+    """``beam_select_kernel`` for the children [first, first + LANES) of one row, whose logits these are."""
+    child = first + tl.arange(0, LANES).to(tl.int64)
+    live = is_child_open(trie, allow, state, edge, child, child < count)
+    index = child_token_index(trie, state, edge, child, live)
+    column = index
+    if not NARROW:
+        column = token_at(trie, index, live)
+    live = live & (column < width)
+    values = tl.load(logits + column * token_stride, mask=live, other=float("-inf")).to(tl.float32)
+    if part_max is not None:
+        greatest, total = normalizer_part(values, live)
+        tl.store(part_max + program, greatest)
+        tl.store(part_sum + program, total)
+    taken = take_greatest(order_key(values), live, beam_width)
+    place = tl.cumsum(taken.to(tl.int32), 0) - 1
+    tl.store(kept_scores + program * KEPT + place, values, mask=taken)
+    tl.store(kept_codes + program * KEPT + place, (beam << 32) | child, mask=taken)
+    tl.store(num_kept + program, tl.sum(taken.to(tl.int32), 0))
+
+
+@triton.jit
 def beam_select_kernel(
     logits,
     row_stride,
@@ -90,6 +133,7 @@ def beam_select_kernel(
     part_max,
     part_sum,
     TILE: tl.constexpr,
+    FEW: tl.constexpr,
     KEPT: tl.constexpr,
     NARROW: tl.constexpr,
 ):
@@ -110,23 +154,55 @@ def beam_select_kernel(
     state = checked(trie, tl.load(states + row))
     state = tl.where(tl.load(beam_scores + row) == float("-inf"), -1, state).to(tl.int64)
     edge, count = children_of(trie, state)
-    child = (program % num_tiles) * TILE + tl.arange(0, TILE).to(tl.int64)
-    live = is_child_open(trie, allow, state, edge, child, child < count)
-    index = child_token_index(trie, state, edge, child, live)
-    column = index
-    if not NARROW:
-        column = token_at(trie, index, live)
-    live = live & (column < width)
-    values = tl.load(logits + row * row_stride + column * token_stride, mask=live, other=float("-inf")).to(tl.float32)
-    if part_max is not None:
-        greatest, total = normalizer_part(values, live)
-        tl.store(part_max + program, greatest)
-        tl.store(part_sum + program, total)
-    taken = take_greatest(order_key(values), live, beam_width)
-    place = tl.cumsum(taken.to(tl.int32), 0) - 1
-    tl.store(kept_scores + program * KEPT + place, values, mask=taken)
-    tl.store(kept_codes + program * KEPT + place, ((row % num_beams) << 32) | child, mask=taken)
-    tl.store(num_kept + program, tl.sum(taken.to(tl.int32), 0))
+    first = (program % num_tiles) * TILE
+    scores = logits + row * row_stride
+    # Nearly all nodes have few children: for those one lane a thread does.
+    if count - first <= FEW:
+        _select_children(
+            trie,
+            allow,
+            state,
+            edge,
+            count,
+            first,
+            row % num_beams,
+            scores,
+            token_stride,
+            width,
+            beam_width,
+            program,
+            kept_scores,
+            kept_codes,
+            num_kept,
+            part_max,
+            part_sum,
+            FEW,
+            KEPT,
+            NARROW,
+        )
+    else:
+        _select_children(
+            trie,
+            allow,
+            state,
+            edge,
+            count,
+            first,
+            row % num_beams,
+            scores,
+            token_stride,
+            width,
+            beam_width,
+            program,
+            kept_scores,
+            kept_codes,
+            num_kept,
+            part_max,
+            part_sum,
+            TILE,
+            KEPT,
+            NARROW,
+        )
 
 
 @triton.jit
@@ -274,6 +350,7 @@ def launch_beam_step(
             row_parts_kernel[(rows * num_parts,)](
                 logits, *logits.stride(), width, num_parts, part_max, part_sum, COLUMNS=_COLUMNS, num_warps=8
             )
+    num_warps = min(8, max(1, tile // 256))
     wants_parts = normalizers is None and not over_vocab
     kept_scores, kept_codes, num_kept = _lists(rows * num_tiles, kept, device)
     beam_select_kernel[(rows * num_tiles,)](
@@ -298,9 +375,10 @@ def launch_beam_step(
         part_max if wants_parts else None,
         part_sum if wants_parts else None,
         TILE=tile,
+        FEW=min(tile, 32 * num_warps),
         KEPT=kept,
         NARROW=narrow,
-        num_warps=min(8, max(1, tile // 256)),
+        num_warps=num_warps,
     )
     entries, is_first = num_beams * num_tiles, True
     while is_first or entries > 1:

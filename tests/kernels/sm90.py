@@ -96,7 +96,7 @@ def logits_cases(name: str, logits: dict[str, str | None]) -> Iterator[Case]:
     }
     for over, part in (("trie", "*fp32"), ("vocab", None)):
         types = logits | select | TRIE | given | {"part_max": part, "part_sum": part}
-        constants = {"TILE": 2048, "KEPT": 128, "NARROW": 0}
+        constants = {"TILE": 2048, "FEW": 256, "KEPT": 128, "NARROW": 0}
         yield f"beam_select_{over}_{name}", beam_select_kernel, types, constants, 8
 
 
