@@ -37,6 +37,7 @@ MAX_BEAM_WIDTH = 1024
 
 _MAX_TILE = 4096
 _MAX_KEYS = 16384
+_FEW_PER_WARP = 64
 _COLUMNS = 8192
 
 _SCHEMA = (
@@ -206,6 +207,126 @@ def beam_select_kernel(
 
 
 @triton.jit
+def _normalizers(row, is_row, part_max, part_sum, num_parts, PARTS: tl.constexpr):
+    """``(m, s)`` of each row, from its parts, as in ``normalizer_part``; s is 0 of a row without any."""
+    part = tl.arange(0, PARTS)
+    is_part = is_row[:, None] & (part < num_parts)[None, :]
+    at = row[:, None] * num_parts + part[None, :]
+    total = tl.load(part_sum + at, mask=is_part, other=0.0)
+    greatest = tl.load(part_max + at, mask=is_part, other=float("-inf"))
+    greatest = tl.where(total == 0.0, float("-inf"), greatest)
+    top = tl.max(greatest, 1)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    return top, tl.sum(tl.where(total == 0.0, 0.0, total * tl.exp(greatest - top[:, None])), 1)
+
+
+@triton.jit
+def _lists_of(lane, lengths, count, ENTRIES: tl.constexpr, CHUNK: tl.constexpr):
+    """For lanes that number what some lists hold, one after the other: ``(list, place in it)``."""
+    entry, begin = lane * 0, lane * 0
+    before = tl.zeros([], tl.int32)
+    for start in range(0, ENTRIES, CHUNK):
+        listed = start + tl.arange(0, CHUNK)
+        length = tl.load(lengths + listed, mask=listed < count, other=0)
+        end = before + tl.cumsum(length, 0)
+        is_behind = (end[None, :] <= lane[:, None]) & (listed < count)[None, :]
+        entry += tl.sum(is_behind.to(tl.int32), 1)
+        begin = tl.maximum(begin, tl.max(tl.where(is_behind, end[None, :], 0), 1))
+        before += tl.sum(length, 0)
+    return entry, lane - begin
+
+
+@triton.jit
+def _keep_greatest(scores, live, codes, beam_width, into_scores, into_codes):
+    """Writes the best of a block, whose codes these pointers are, in their order; returns how many there are."""
+    taken = take_greatest(order_key(scores), live, beam_width)
+    place = tl.cumsum(taken.to(tl.int32), 0) - 1
+    tl.store(into_scores + place, scores, mask=taken)
+    tl.store(into_codes + place, tl.load(codes, mask=taken, other=0), mask=taken)
+    return tl.sum(taken.to(tl.int32), 0)
+
+
+# Entry ``first`` of all prompts' lists and those behind it: a list is a tile of a row, so that dividing by num_tiles
+# gives the row. In the order of the two functions below a forced token's score is exactly that of its beam.
+
+
+@triton.jit
+def _best_of_few(
+    first,
+    count,
+    total,
+    kept_scores,
+    kept_codes,
+    num_kept,
+    num_tiles,
+    beam_scores,
+    part_max,
+    part_sum,
+    num_parts,
+    beam_width,
+    into_scores,
+    into_codes,
+    ENTRIES: tl.constexpr,
+    KEPT: tl.constexpr,
+    PARTS: tl.constexpr,
+    FEW: tl.constexpr,
+    IS_FIRST: tl.constexpr,
+):
+    """Keeps the best of ``count`` lists that hold ``total`` entries, at most FEW, moved together first."""
+    lane = tl.arange(0, FEW)
+    entry, slot = _lists_of(lane, num_kept + first, count, ENTRIES, 16)
+    live = lane < total
+    at = (first + entry) * KEPT + slot
+    scores = tl.load(kept_scores + at, mask=live, other=float("-inf"))
+    if IS_FIRST:
+        row = (first + entry) // num_tiles
+        top, whole = _normalizers(row, live, part_max, part_sum, num_parts, PARTS)
+        before = tl.load(beam_scores + row, mask=live, other=0.0)
+        scores = scores - top - tl.log(tl.where(whole == 0.0, 1.0, whole))
+        scores = tl.where(whole == 0.0, float("-inf"), scores + before)
+        live = live & (scores != float("-inf"))
+    return _keep_greatest(scores, live, kept_codes + at, beam_width, into_scores, into_codes)
+
+
+@triton.jit
+def _best_of_all(
+    first,
+    count,
+    kept_scores,
+    kept_codes,
+    num_kept,
+    num_tiles,
+    beam_scores,
+    part_max,
+    part_sum,
+    num_parts,
+    beam_width,
+    into_scores,
+    into_codes,
+    ENTRIES: tl.constexpr,
+    KEPT: tl.constexpr,
+    PARTS: tl.constexpr,
+    IS_FIRST: tl.constexpr,
+):
+    """Keeps the best of ``count`` lists where they lie."""
+    lane = tl.arange(0, ENTRIES * KEPT)
+    is_entry = lane // KEPT < count
+    live = is_entry & (lane % KEPT < tl.load(num_kept + first + lane // KEPT, mask=is_entry, other=0))
+    at = first * KEPT + lane
+    scores = tl.load(kept_scores + at, mask=live, other=float("-inf"))
+    if IS_FIRST:
+        listed = tl.arange(0, ENTRIES)
+        row = (first + listed) // num_tiles
+        top, whole = _normalizers(row, listed < count, part_max, part_sum, num_parts, PARTS)
+        before = tl.load(beam_scores + row, mask=listed < count, other=0.0)
+        grid = tl.reshape(scores, [ENTRIES, KEPT]) - top[:, None] - tl.log(tl.where(whole == 0.0, 1.0, whole))[:, None]
+        grid = tl.where((whole == 0.0)[:, None], float("-inf"), grid + before[:, None])
+        scores = tl.reshape(grid, [ENTRIES * KEPT])
+        live = live & (scores != float("-inf"))
+    return _keep_greatest(scores, live, kept_codes + at, beam_width, into_scores, into_codes)
+
+
+@triton.jit
 def beam_reduce_kernel(
     kept_scores,
     kept_codes,
@@ -234,6 +355,7 @@ def beam_reduce_kernel(
     KEPT: tl.constexpr,
     PARTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    FEW: tl.constexpr,
     IS_FIRST: tl.constexpr,
     IS_LAST: tl.constexpr,
 ):
@@ -248,36 +370,54 @@ def beam_reduce_kernel(
     """
     program = tl.program_id(0).to(tl.int64)
     prompt = program // num_groups
-    lane = tl.arange(0, ENTRIES * KEPT)
-    entry = (program % num_groups) * ENTRIES + lane // KEPT
-    is_entry = entry < num_entries
-    at = prompt * num_entries + entry
-    live = is_entry & (lane % KEPT < tl.load(num_kept + at, mask=is_entry, other=0))
-    scores = tl.load(kept_scores + at * KEPT + lane % KEPT, mask=live, other=float("-inf"))
-    if IS_FIRST:
-        listed = (program % num_groups) * ENTRIES + tl.arange(0, ENTRIES)
-        row = prompt * num_beams + listed // num_tiles
-        part = tl.arange(0, PARTS)
-        is_part = (listed < num_entries)[:, None] & (part < num_parts)[None, :]
-        part_at = row[:, None] * num_parts + part[None, :]
-        total = tl.load(part_sum + part_at, mask=is_part, other=0.0)
-        greatest = tl.load(part_max + part_at, mask=is_part, other=float("-inf"))
-        greatest = tl.where(total == 0.0, float("-inf"), greatest)
-        top = tl.max(greatest, 1)
-        top = tl.where(top == float("-inf"), 0.0, top)
-        whole = tl.sum(tl.where(total == 0.0, 0.0, total * tl.exp(greatest - top[:, None])), 1)
-        before = tl.load(beam_scores + row, mask=listed < num_entries, other=0.0)
-        # In this order a forced token's score is exactly that of its beam.
-        grid = tl.reshape(scores, [ENTRIES, KEPT]) - top[:, None] - tl.log(tl.where(whole == 0.0, 1.0, whole))[:, None]
-        grid = tl.where((whole == 0.0)[:, None], float("-inf"), grid + before[:, None])
-        scores = tl.reshape(grid, [ENTRIES * KEPT])
-        live = live & (scores != float("-inf"))
-    taken = take_greatest(order_key(scores), live, beam_width)
-    num_taken = tl.sum(taken.to(tl.int32), 0)
-    place = tl.cumsum(taken.to(tl.int32), 0) - 1
-    codes = tl.load(kept_codes + at * KEPT + lane % KEPT, mask=taken, other=0)
-    tl.store(out_scores + program * KEPT + place, scores, mask=taken)
-    tl.store(out_codes + program * KEPT + place, codes, mask=taken)
+    first = prompt * num_entries + (program % num_groups) * ENTRIES  # of all prompts' lists
+    count = tl.minimum(num_entries - (program % num_groups) * ENTRIES, ENTRIES).to(tl.int32)
+    listed = tl.arange(0, ENTRIES)
+    total = tl.sum(tl.load(num_kept + first + listed, mask=listed < count, other=0), 0)
+    into_scores, into_codes = out_scores + program * KEPT, out_codes + program * KEPT
+    num_taken = tl.zeros([], tl.int32)
+    if total <= FEW:  # as nearly always: most lists are short
+        num_taken = _best_of_few(
+            first,
+            count,
+            total,
+            kept_scores,
+            kept_codes,
+            num_kept,
+            num_tiles,
+            beam_scores,
+            part_max,
+            part_sum,
+            num_parts,
+            beam_width,
+            into_scores,
+            into_codes,
+            ENTRIES,
+            KEPT,
+            PARTS,
+            FEW,
+            IS_FIRST,
+        )
+    else:
+        num_taken = _best_of_all(
+            first,
+            count,
+            kept_scores,
+            kept_codes,
+            num_kept,
+            num_tiles,
+            beam_scores,
+            part_max,
+            part_sum,
+            num_parts,
+            beam_width,
+            into_scores,
+            into_codes,
+            ENTRIES,
+            KEPT,
+            PARTS,
+            IS_FIRST,
+        )
     tl.store(num_out + program, num_taken)
     if IS_LAST:
         tl.debug_barrier()  # all lanes read the list that was just written
@@ -384,6 +524,7 @@ def launch_beam_step(
     while is_first or entries > 1:
         size = min(power_of_two(entries), max(2, _MAX_KEYS // kept))
         num_groups = ceil_div(entries, size)
+        num_warps = min(16, max(1, size * kept // 512))
         out = _lists(prompts * num_groups, kept, device)
         beam_reduce_kernel[(prompts * num_groups,)](
             kept_scores,
@@ -411,9 +552,10 @@ def launch_beam_step(
             KEPT=kept,
             PARTS=power_of_two(num_parts),
             CHUNK=min(kept, 32),
+            FEW=min(size * kept, _FEW_PER_WARP * num_warps),
             IS_FIRST=is_first,
             IS_LAST=num_groups == 1,
-            num_warps=min(16, max(1, size * kept // 512)),
+            num_warps=num_warps,
         )
         (kept_scores, kept_codes, num_kept), entries, is_first = out, num_groups, False
     return best_scores, parents, tokens, next_states

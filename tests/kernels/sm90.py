@@ -57,7 +57,13 @@ def cases() -> Iterator[Case]:
     lists |= {"beam_scores": "*fp32", "part_max": "*fp32", "part_sum": "*fp32"}
     lists |= dict.fromkeys(("num_entries", "num_groups", "num_beams", "num_tiles", "num_parts", "beam_width"), "i32")
     for entries, kept, first, last in ((128, 128, 1, 1), (64, 16, 1, 0), (32, 512, 0, 1)):
-        constants = {"ENTRIES": entries, "KEPT": kept, "PARTS": 1, "CHUNK": min(kept, 32)}
+        constants = {
+            "ENTRIES": entries,
+            "KEPT": kept,
+            "PARTS": 1,
+            "CHUNK": min(kept, 32),
+            "FEW": entries * kept // 16,
+        }
         constants |= {"IS_FIRST": first, "IS_LAST": last}
         yield (
             f"beam_reduce_{entries}x{kept}",

@@ -110,6 +110,8 @@ def test_step_takes_the_best(device: str, dtype: torch.dtype, data: st.DataObjec
             patch.setattr(module, "_MAX_TILE", 16)
             patch.setattr(module, "_MAX_KEYS", 64)
             patch.setattr(module, "_COLUMNS", 64)
+        if data.draw(st.booleans()):  # few lists fit in one block
+            patch.setattr(module, "_FEW_PER_WARP", 4)
         with poisoned():
             check(launch_beam_step(*arguments), prompts, beam_width)
     check(beam_step(*arguments), prompts, beam_width)
