@@ -246,8 +246,9 @@ def _keep_greatest(scores, live, codes, beam_width, into_scores, into_codes):
     return tl.sum(taken.to(tl.int32), 0)
 
 
-# Entry ``first`` of all prompts' lists and those behind it: a list is a tile of a row, so that dividing by num_tiles
-# gives the row. In the order of the two functions below a forced token's score is exactly that of its beam.
+# The two functions below take ``count`` lists, of all prompts' from number ``first`` on. In the first round a list is a
+# tile, so that dividing by num_tiles gives its row. Scores are computed in such an order that a forced token's is
+# exactly that of its beam.
 
 
 @triton.jit
