@@ -14,7 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gentrie.kernels.beam_step import beam_reduce_kernel, beam_select_kernel, row_parts_kernel
+from gentrie.kernels.beam_reduce import beam_reduce_kernel
+from gentrie.kernels.beam_step import beam_select_kernel, row_parts_kernel
 from gentrie.kernels.trie_bitmask import trie_bitmask_kernel
 from gentrie.kernels.trie_constrain import trie_constrain_kernel
 from gentrie.kernels.trie_mask import trie_mask_kernel

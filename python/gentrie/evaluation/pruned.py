@@ -64,8 +64,8 @@ def pruning(
     Parameters
     ----------
     logprobs
-        Floats [users, num_sequences] from :func:`catalog_logprobs`; -inf for a sequence that is not
-        there, which is never among the first K.
+        Floats [users, num_sequences] from :func:`catalog_logprobs`; -inf for a sequence that is not there, which is
+        never among the first K.
     targets
         Item ids, one a user or a list a user.
     recommended
