@@ -138,7 +138,8 @@ def test_rows_of_any_number_of_children(device: str, num_children: int):
     words = get_bitmask_shape(1, vocab_size)[1] + 1
     mask = torch.full((1, words), POISON, dtype=torch.int32, device=device)
     arguments = torch.tensor([state], device=device), -1, torch.tensor([EOS], device=device), True
-    launch_trie_bitmask(mask, *arguments, DeviceTrie(trie, device).descriptors, None, None, None)
+    resident = DeviceTrie(trie, device)  # the descriptor is of its memory
+    launch_trie_bitmask(mask, *arguments, resident.descriptors, None, None, None)
     assert mask[0].tolist() == by_loop(words, state, trie, None, -1, [EOS], True)
 
 
@@ -164,7 +165,8 @@ def test_offsets_beyond_32_bits(device: str):
         pytest.skip("needs 8 GiB of address space")
     mask = torch.as_strided(whole, (2, 2), (stride, 1))
     arguments = torch.tensor([trie.walk([40]), 0], device=device), -1, torch.tensor([EOS], device=device), True
-    launch_trie_bitmask(mask, *arguments, DeviceTrie(trie, device).descriptors, None, None, None)
+    resident = DeviceTrie(trie, device)  # the descriptor is of its memory
+    launch_trie_bitmask(mask, *arguments, resident.descriptors, None, None, None)
     assert mask.tolist() == [[1 << 7, 0], [1 << 5, 1 << 8]]
 
 
