@@ -1,4 +1,8 @@
-"""What the tests of kernels share. Without a GPU kernels run in Triton's interpreter, on tensors of the CPU."""
+"""What the tests of kernels share.
+
+Without a GPU kernels run on tensors of the CPU: in Triton's interpreter or, with ``GENTRIE_KERNELS=sm_90`` in the
+environment, compiled for such a GPU and run by ``tests/ptx``.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,24 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-sys.path.append(str(Path(__file__).parents[1] / "core"))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "core")]
 
-if not torch.cuda.is_available():
+COMPILED_FOR = os.environ.get("GENTRIE_KERNELS")
+
+if COMPILED_FOR is not None:
+    from ptx import triton_driver
+
+    triton_driver.install(COMPILED_FOR)
+elif not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # is read when triton is first imported
 
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    """Where kernels run: the GPU, or the CPU in the interpreter."""
+    """Where kernels run: the GPU, or the CPU in the interpreter or the machine."""
     pytest.importorskip("triton")
+    if COMPILED_FOR is not None:
+        return "cpu"
     if torch.cuda.is_available():
         return "cuda"
     from triton import language

@@ -1,15 +1,16 @@
-"""Every operation through torch's dispatcher with the kernels behind it, in Triton's interpreter; run by a test in its
-own process.
+"""Every operation through torch's dispatcher with the kernels behind it; run by tests in processes of their own.
 
 Tensors on the CPU say that they are on CUDA, and every operation's CPU implementation is the one for CUDA. What torch
-asks of an operation alone, not of the function that launches its kernel, shows here. Prints the operations' names.
+asks of an operation alone, not of the function that launches its kernel, shows here. Kernels run in Triton's
+interpreter or, with that off and ``GENTRIE_KERNELS=sm_90``, compiled. Prints the names of the operations and, in a line
+of their own, of the compiled kernels that were run.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import sys
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ sys.path += [str(folder) for folder in (Path(__file__).parents[1], Path(__file__
 import torch
 from device_path import pretend_cuda
 from launched_kernels import modules
+from ptx import triton_driver
 from test_plain import Recorder, lost, served
 from torch._library.custom_ops import CustomOpDef
 
@@ -63,9 +65,12 @@ def launch_everywhere() -> None:
 
 if __name__ == "__main__":
     expected = [*served("cpu"), *lost("cpu")]
+    if "GENTRIE_KERNELS" in os.environ:
+        triton_driver.install(os.environ["GENTRIE_KERNELS"])
     launch_everywhere()
     with OwnMemory() as recorder:
         found = [*served("cpu"), *lost("cpu")]
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted)
-    sys.stdout.write(" ".join(sorted(recorder.names)))
+    print(" ".join(sorted(recorder.names)))
+    print(" ".join(sorted(triton_driver.LAUNCHED)))

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loss_rows import DTYPES, RowCase, assert_within, row_cases
+from strategies import examples
 
 from gentrie import TokenTrie, training
 from gentrie.kernels import reference_losses
@@ -45,7 +46,7 @@ def expected(case: RowCase, options: Options, dtype: torch.dtype) -> tuple[torch
     return total.detach(), torch.autograd.grad(total.sum(), leaf)[0]
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(row_cases(), OPTIONS)
 def test_kernel(device: str, case: RowCase, options: Options) -> None:
     truth, naive = (expected(case, options, dtype) for dtype in (torch.float64, case.logits.dtype))
@@ -78,7 +79,7 @@ def test_kernel(device: str, case: RowCase, options: Options) -> None:
     assert all(torch.equal(one, other) for one, other in zip(in_place, results, strict=True))
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(row_cases(), OPTIONS, st.booleans())
 def test_plain(case: RowCase, options: Options, inplace: bool) -> None:
     truth, naive = (expected(case, options, dtype) for dtype in (torch.float64, case.logits.dtype))
@@ -102,7 +103,7 @@ def test_plain(case: RowCase, options: Options, inplace: bool) -> None:
     assert_within(gradient, naive[1], truth[1], case.largest)
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(row_cases())
 def test_gradient_of_log_probs(device: str, case: RowCase) -> None:
     """Kernel and plain form, each with factors of its own for the rows."""

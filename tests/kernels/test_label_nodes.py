@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from gentrie import TokenTrie
 from gentrie.device import DeviceTrie
@@ -74,7 +75,7 @@ def label_cases(draw: st.DrawFn) -> Case:
     return trie, table, states, ignore_index
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(label_cases())
 def test_nodes_and_states(device: str, case: Case) -> None:
     trie, labels, states, ignore_index = case

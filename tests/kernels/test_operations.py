@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from launched_kernels import modules
+from launched_kernels import launched, modules
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
 
@@ -170,14 +170,18 @@ def run_python(code: list[str], **environment: str) -> str:
     return done.stdout
 
 
-def test_operations_with_kernels_behind_them():
+def test_operations_with_kernels_behind_them(tmp_path: Path):
     """As on a GPU: through the dispatcher, which refuses what the launching functions may return."""
     pytest.importorskip("triton")
     values = [value for module in modules() for value in vars(module).values()]
     defined = {value._qualname for value in values if isinstance(value, CustomOpDef)}
     defined |= {value._schema.name for value in values if isinstance(value, OpOverload)}
-    script = Path(__file__).with_name("registered_path.py")
-    assert set(run_python([str(script)]).split()) == defined
+    script = str(Path(__file__).with_name("registered_path.py"))
+    assert set(run_python([script]).split()) == defined
+    compiled = {"GENTRIE_KERNELS": "sm_90", "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    operations, kernels = run_python([script], **compiled).splitlines()
+    assert set(operations.split()) == defined
+    assert set(kernels.split()) == launched()
 
 
 def test_without_triton_everything_imports_and_the_cpu_works():

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loss_rows import RowCase, assert_within, row_cases
+from strategies import examples
 
 from gentrie.kernels import reference_losses
 from gentrie.kernels._scan_rows import MOST_RANKS
@@ -33,7 +34,7 @@ def expected(case: RowCase, beam_width: int, dtype: torch.dtype) -> tuple[torch.
     )
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(row_cases(), st.sampled_from([1, 2, 10, 70]))
 def test_kernel(device: str, case: RowCase, beam_width: int) -> None:
     truth, naive = (expected(case, beam_width, dtype) for dtype in (torch.float64, case.sums))
@@ -42,7 +43,7 @@ def test_kernel(device: str, case: RowCase, beam_width: int) -> None:
     assert_within(total, naive[1], truth[1], case.largest)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(row_cases(), st.sampled_from([1, 2, 10, 3000]))
 def test_plain(case: RowCase, beam_width: int) -> None:
     truth, naive = (expected(case, beam_width, dtype) for dtype in (torch.float64, case.sums))

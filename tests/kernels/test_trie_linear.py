@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from loss_rows import assert_within
+from strategies import examples
 
 from gentrie import TokenTrie, training
 from gentrie.kernels import reference_losses
@@ -105,8 +106,19 @@ def linear_cases(draw: st.DrawFn) -> LinearCase:
     )
 
 
-@settings(max_examples=12)
+def tiles_of_a_tensor_core() -> LinearCase:
+    """bfloat16 with more rows, tokens and features than one tile has."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(count, 200, generator=generator).bfloat16() for count in (150, 300))
+    tokens = torch.cat([torch.randperm(300, generator=generator)[:count].sort().values for count in (170, 40)])
+    group_rows, group_tokens = torch.tensor([0, 130, 150]), torch.tensor([0, 170, 210])
+    gradient = torch.randn(130 * 170 + 20 * 40, generator=generator)
+    return LinearCase(hidden, weight, None, None, group_rows, group_tokens, tokens, None, 1.0, gradient)
+
+
+@examples(12)
 @given(linear_cases())
+@example(tiles_of_a_tensor_core())
 def test_kernels(device: str, case: LinearCase) -> None:
     truth = case.truth(*(torch.float64,) * 3)
     naive = case.truth(case.hidden.dtype, case.weight.dtype, case.weight.dtype)
@@ -132,7 +144,7 @@ def test_kernels(device: str, case: LinearCase) -> None:
         assert_within(by_bias, naive[3], truth[3], largest[3])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(linear_cases())
 def test_plain(case: LinearCase) -> None:
     truth = case.truth(*(torch.float64,) * 3)

@@ -1,0 +1,155 @@
+"""Memory of the machine, which refuses what a GPU would leave undefined."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from gentrie.device.trie import padded
+from gentrie.kernels.tables import ARRAYS, TrieTables
+
+_FIRST_ADDRESS = 4096
+_LAST_ADDRESS = 1 << 47
+_PAGE_BITS = 16
+_NOBODY, _SEVERAL = -1, -2
+
+
+class Fault(AssertionError):
+    """What a GPU would leave undefined."""
+
+
+def _all_memory(size: int) -> np.ndarray:
+    """The process's address space as numbers of ``size`` bytes."""
+    count = (_LAST_ADDRESS - _FIRST_ADDRESS) // size
+    whole = (ctypes.c_uint8 * (count * size)).from_address(_FIRST_ADDRESS)
+    return np.frombuffer(whole, dtype=f"u{size}")
+
+
+_MEMORY = {size: _all_memory(size) for size in (1, 2, 4, 8)}
+
+
+class GlobalMemory:
+    """The tensors that are alive, which of a launch's threads wrote where, and what they could not see.
+
+    ``who`` of a thread is its block, how many barriers that has passed, and its warp, in 31, 24 and 8 bits.
+    ``acquired`` says whether the block has made an atomic operation behind which it sees what others wrote before.
+    """
+
+    def __init__(self) -> None:
+        found: dict[int, int] = {}
+        tries = []
+        for each in gc.get_objects():
+            if type(each) in (torch.Tensor, torch.nn.Parameter) and each.device.type == "cpu":
+                storage = each.untyped_storage()
+                found[storage.data_ptr()] = max(found.get(storage.data_ptr(), 0), storage.nbytes())
+            elif type(each) is TrieTables:
+                tries.append(each)
+        for trie in tries:  # whose arrays are read in whole words
+            found |= {array.data_ptr(): padded(array.nbytes) for array in (getattr(trie, name) for name in ARRAYS)}
+        self._first = np.array(sorted(found))
+        self._last = np.array([at + found[at] for at in sorted(found)])
+        self._writers: dict[int, np.ndarray] = {}
+
+    def check(self, addresses: np.ndarray, size: int) -> None:
+        """That ``size`` bytes at each address lie in a tensor and are aligned."""
+        place = self._first.searchsorted(addresses, side="right") - 1
+        inside = (place >= 0) & (addresses + size <= self._last[place])
+        if not inside.all():
+            raise Fault(f"address {addresses[~inside][0]:#x} is in no tensor")
+        if (addresses % size).any():
+            raise Fault(f"address {addresses[addresses % size != 0][0]:#x} is not a multiple of {size}")
+
+    @staticmethod
+    def numbers(size: int) -> tuple[np.ndarray, int]:
+        """All memory as unsigned numbers of ``size`` bytes, and the address of the first."""
+        return _MEMORY[size], _FIRST_ADDRESS
+
+    def load(self, addresses: np.ndarray, size: int, who: np.ndarray, acquired: np.ndarray) -> np.ndarray:
+        for rows, writers, at in self._by_page(addresses, make=False):
+            self._in_order(writers[at], who[rows], acquired[rows])
+        return _MEMORY[size][(addresses - _FIRST_ADDRESS) // size]
+
+    def store(
+        self, addresses: np.ndarray, values: np.ndarray, size: int, who: np.ndarray, acquired: np.ndarray
+    ) -> None:
+        memory, places = _MEMORY[size], (addresses - _FIRST_ADDRESS) // size
+        changes = memory[places] != values
+        for rows, writers, at in self._by_page(addresses, make=True):
+            changed = rows[changes[rows]]
+            self._in_order(writers[at[changes[rows]]], who[changed], acquired[changed])
+            writers[at] = who[rows]
+        memory[places] = values
+        if (memory[places] != values).any():
+            raise Fault("two threads write different values to one place")
+
+    def _by_page(self, addresses: np.ndarray, make: bool) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows of ``addresses`` that lie in one page, who wrote its bytes, and where in it the rows are."""
+        if not self._writers and not make:
+            return
+        pages = addresses >> _PAGE_BITS
+        for page in np.unique(pages).tolist():
+            if page not in self._writers:
+                if not make:
+                    continue
+                self._writers[page] = np.full(1 << _PAGE_BITS, _NOBODY)
+            rows = np.nonzero(pages == page)[0]
+            yield rows, self._writers[page], addresses[rows] & ((1 << _PAGE_BITS) - 1)
+
+    @staticmethod
+    def _in_order(writers: np.ndarray, who: np.ndarray, acquired: np.ndarray) -> None:
+        written = writers != _NOBODY
+        if (written & (writers >> 32 != who >> 32) & ~acquired).any():
+            raise Fault("touches what another block wrote in this launch")
+        if (written & (writers >> 8 == who >> 8) & (writers != who)).any():
+            raise Fault("touches what another warp wrote to global memory since the last barrier")
+
+
+class SharedMemory:
+    """``size`` bytes of each block, and which warps touched each of them since the block's last barrier."""
+
+    def __init__(self, num_blocks: int, size: int) -> None:
+        self.size = -(-max(size, 1) // 16) * 16
+        self._bytes = np.full(num_blocks * self.size, 0xA5, dtype=np.uint8)
+        self._writer, self._reader = (np.full(len(self._bytes), _NOBODY) for _ in range(2))
+
+    def barrier(self, blocks: np.ndarray) -> None:
+        for touched in (self._writer, self._reader):
+            touched.reshape(-1, self.size)[blocks] = _NOBODY
+
+    def numbers(self, size: int) -> np.ndarray:
+        """All blocks' memory as unsigned numbers of ``size`` bytes."""
+        return self._bytes.view(f"u{size}")
+
+    def places(self, block: np.ndarray, addresses: np.ndarray, size: int) -> np.ndarray:
+        """Where in ``numbers(size)`` the addresses of each block are."""
+        if len(addresses) and (addresses.min() < 0 or addresses.max() + size > self.size):
+            raise Fault(f"a shared address from {addresses.min()} to {addresses.max()} of {self.size} bytes")
+        if (addresses % size).any():
+            raise Fault(f"shared address {addresses[addresses % size != 0][0]} is not a multiple of {size}")
+        return (block * self.size + addresses) // size
+
+    def load(self, block: np.ndarray, warp: np.ndarray, addresses: np.ndarray, size: int) -> np.ndarray:
+        places = self.places(block, addresses, size)
+        at, mine = (places * size)[:, None] + np.arange(size), warp[:, None]
+        writer, reader = self._writer[at], self._reader[at]
+        if ((writer != _NOBODY) & (writer != mine)).any():
+            raise Fault("reads what another warp wrote since the last barrier")
+        self._reader[at] = np.where((reader == _NOBODY) | (reader == mine), mine, _SEVERAL)
+        self._reader[at[self._reader[at] != mine]] = _SEVERAL  # several warps read one byte at once
+        return self.numbers(size)[places]
+
+    def store(self, block: np.ndarray, warp: np.ndarray, addresses: np.ndarray, values: np.ndarray, size: int) -> None:
+        places = self.places(block, addresses, size)
+        numbers, at, mine = self.numbers(size), (places * size)[:, None] + np.arange(size), warp[:, None]
+        changes = (numbers[places] != values)[:, None]
+        for touched, how in ((self._reader[at], "read"), (self._writer[at], "wrote")):
+            if ((touched != _NOBODY) & (touched != mine) & changes).any():
+                raise Fault(f"overwrites what another warp {how} since the last barrier")
+        self._writer[at] = mine
+        numbers[places] = values
+        if (numbers[places] != values).any():
+            raise Fault("two threads write different values to one place")
