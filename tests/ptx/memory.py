@@ -33,7 +33,7 @@ _MEMORY = {size: _all_memory(size) for size in (1, 2, 4, 8)}
 
 
 class GlobalMemory:
-    """The tensors that are alive, which of a launch's threads wrote where, and what they could not see.
+    """The tensors that are alive, which of a launch's threads read and wrote where, and what these could not see.
 
     ``who`` of a thread is its block, how many barriers that has passed, and its warp, in 31, 24 and 8 bits.
     ``acquired`` says whether the block has made an atomic operation behind which it sees what others wrote before.
@@ -48,11 +48,12 @@ class GlobalMemory:
                 found[storage.data_ptr()] = max(found.get(storage.data_ptr(), 0), storage.nbytes())
             elif type(each) is TrieTables:
                 tries.append(each)
-        for trie in tries:  # whose arrays are read in whole words
-            found |= {array.data_ptr(): padded(array.nbytes) for array in (getattr(trie, name) for name in ARRAYS)}
+        arrays = [getattr(trie, name) for trie in tries for name in ARRAYS]
+        found |= {array.data_ptr(): padded(array.nbytes) for array in arrays}  # which are read in whole words
         self._first = np.array(sorted(found))
         self._last = np.array([at + found[at] for at in sorted(found)])
-        self._writers: dict[int, np.ndarray] = {}
+        self._is_trie = np.isin(self._first, [array.data_ptr() for array in arrays])
+        self._touched: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def check(self, addresses: np.ndarray, size: int) -> None:
         """That ``size`` bytes at each address lie in a tensor and are aligned."""
@@ -69,8 +70,14 @@ class GlobalMemory:
         return _MEMORY[size], _FIRST_ADDRESS
 
     def load(self, addresses: np.ndarray, size: int, who: np.ndarray, acquired: np.ndarray) -> np.ndarray:
-        for rows, writers, at in self._by_page(addresses, make=False):
-            self._in_order(writers[at], who[rows], acquired[rows])
+        may_change = np.nonzero(~self._is_trie[self._first.searchsorted(addresses, side="right") - 1])[0]
+        for rows, at, writers, readers in self._by_page(addresses, may_change):
+            mine, former = who[rows], readers[at]
+            self._in_order(writers[at], mine, acquired[rows], "reads what {} wrote")
+            is_past = (former >> 32 == mine >> 32) & (former >> 8 < mine >> 8)
+            readers[at] = np.where((former == _NOBODY) | is_past, mine, _joined(former, mine))
+            others = readers[at] != mine  # several threads read one place at once
+            readers[at[others]] = _joined(readers[at], mine)[others]
         return _MEMORY[size][(addresses - _FIRST_ADDRESS) // size]
 
     def store(
@@ -78,34 +85,39 @@ class GlobalMemory:
     ) -> None:
         memory, places = _MEMORY[size], (addresses - _FIRST_ADDRESS) // size
         changes = memory[places] != values
-        for rows, writers, at in self._by_page(addresses, make=True):
-            changed = rows[changes[rows]]
-            self._in_order(writers[at[changes[rows]]], who[changed], acquired[changed])
+        for rows, at, writers, readers in self._by_page(addresses, np.arange(len(addresses))):
+            changed = changes[rows]
+            for former, how in ((writers, "overwrites what {} wrote"), (readers, "overwrites what {} read")):
+                self._in_order(former[at[changed]], who[rows[changed]], acquired[rows[changed]], how)
             writers[at] = who[rows]
         memory[places] = values
         if (memory[places] != values).any():
             raise Fault("two threads write different values to one place")
 
-    def _by_page(self, addresses: np.ndarray, make: bool) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Rows of ``addresses`` that lie in one page, who wrote its bytes, and where in it the rows are."""
-        if not self._writers and not make:
-            return
-        pages = addresses >> _PAGE_BITS
+    def _by_page(
+        self, addresses: np.ndarray, rows: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows of ``addresses`` that lie in one page, where in it they are, and who wrote and read its bytes."""
+        pages = addresses[rows] >> _PAGE_BITS
         for page in np.unique(pages).tolist():
-            if page not in self._writers:
-                if not make:
-                    continue
-                self._writers[page] = np.full(1 << _PAGE_BITS, _NOBODY)
-            rows = np.nonzero(pages == page)[0]
-            yield rows, self._writers[page], addresses[rows] & ((1 << _PAGE_BITS) - 1)
+            if page not in self._touched:
+                self._touched[page] = tuple(np.full(1 << _PAGE_BITS, _NOBODY) for _ in range(2))
+            here = rows[pages == page]
+            yield here, addresses[here] & ((1 << _PAGE_BITS) - 1), *self._touched[page]
 
     @staticmethod
-    def _in_order(writers: np.ndarray, who: np.ndarray, acquired: np.ndarray) -> None:
-        written = writers != _NOBODY
-        if (written & (writers >> 32 != who >> 32) & ~acquired).any():
-            raise Fault("touches what another block wrote in this launch")
-        if (written & (writers >> 8 == who >> 8) & (writers != who)).any():
-            raise Fault("touches what another warp wrote to global memory since the last barrier")
+    def _in_order(former: np.ndarray, who: np.ndarray, acquired: np.ndarray, how: str) -> None:
+        touched = former != _NOBODY
+        if (touched & (former >> 32 != who >> 32) & ~acquired).any():
+            raise Fault(how.format("another block") + " in this launch")
+        if (touched & (former >> 8 == who >> 8) & (former != who)).any():
+            raise Fault(how.format("another warp") + " since the last barrier")
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """``who`` for two readers: one of several warps, or of several blocks."""
+    warps = np.where(first == second, first, first | 0xFF)
+    return np.where((first == _SEVERAL) | (first >> 32 != second >> 32), _SEVERAL, warps)
 
 
 class SharedMemory:

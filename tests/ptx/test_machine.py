@@ -166,33 +166,60 @@ def test_shared_memory_behind_a_barrier():
     assert out.tolist() == [thread ^ 32 for thread in range(64)]
 
 
-FAULTS = {
-    "reads what another warp wrote since": f"{TO_SHARED} st.shared.b32 [%r10], %r1; ld.shared.b32 %r12, [%r11];",
-    "overwrites what another warp read since": f"""{TO_SHARED}
+FAULTS = [
+    ("reads what another warp wrote since", f"{TO_SHARED} st.shared.b32 [%r10], %r1; ld.shared.b32 %r12, [%r11];"),
+    (
+        "overwrites what another warp read since",
+        f"""{TO_SHARED}
         st.shared.b32 [%r10], %r1; bar.sync 0; ld.shared.b32 %r12, [%r11]; st.shared.b32 [%r10], %r12;""",
-    "overwrites what another warp wrote since": f"""{TO_SHARED}
+    ),
+    (
+        "overwrites what another warp wrote since",
+        f"""{TO_SHARED}
         setp.lt.s32 %p1, %r1, 32; @%p1 st.shared.b32 [%r10], %r1; @!%p1 st.shared.b32 [%r11], %r1;""",
-    "two threads write different values to one place": f"{TO_SHARED} st.shared.b32 [%r9], %r1;",
-    "a shared address from": f"{TO_SHARED} ld.shared.b32 %r12, [%r10+1024];",
-    "a shared address that is not a multiple of 4": f"{TO_SHARED} ld.shared.b32 %r12, [%r10+2];",
-    "is in no tensor": "mad.wide.s32 %rd1, %r3, 8, %rd10; ld.global.b32 %r12, [%rd1];",
-    "is not a multiple of 4": "ld.global.b32 %r12, [%rd10+2];",
-    "touches what another warp wrote to global memory": """
+    ),
+    ("two threads write different values to one place", f"{TO_SHARED} st.shared.b32 [%r9], %r1;"),
+    ("a shared address from", f"{TO_SHARED} ld.shared.b32 %r12, [%r10+1024];"),
+    ("a shared address that is not a multiple of 4", f"{TO_SHARED} ld.shared.b32 %r12, [%r10+2];"),
+    ("is in no tensor", "mad.wide.s32 %rd1, %r3, 8, %rd10; ld.global.b32 %r12, [%rd1];"),
+    ("is not a multiple of 4", "ld.global.b32 %r12, [%rd10+2];"),
+    (
+        "reads what another warp wrote since",
+        """
         mad.wide.s32 %rd1, %r3, 4, %rd10; st.global.b32 [%rd1], %r1; xor.b32 %r12, %r3, 32;
         mad.wide.s32 %rd1, %r12, 4, %rd10; ld.global.b32 %r12, [%rd1];""",
-    "touches what another block wrote": """
+    ),
+    (
+        "overwrites what another warp read since",
+        """
+        xor.b32 %r12, %r3, 32; mad.wide.s32 %rd1, %r12, 4, %rd10; ld.global.b32 %r12, [%rd1];
+        mad.wide.s32 %rd1, %r3, 4, %rd10; add.s32 %r12, %r3, 1; st.global.b32 [%rd1], %r12;""",
+    ),
+    (
+        "reads what another block wrote",
+        """
         setp.eq.s32 %p1, %r3, 0; @%p1 st.global.b32 [%rd10], %r3; bar.sync 0; ld.global.b32 %r12, [%rd10];""",
-    "not all threads reach this": """
+    ),
+    (
+        "overwrites what another block read",
+        """
+        ld.global.b32 %r12, [%rd10]; bar.sync 0; setp.eq.s32 %p1, %r3, 0; @%p1 st.global.b32 [%rd10], %r1;
+        add.s32 %r12, %r3, 1; @%p1 st.global.b32 [%rd10], %r12;""",
+    ),
+    (
+        "not all threads reach this",
+        """
         setp.lt.s32 %p1, %r1, 32; @%p1 bra $first; bar.sync 0; bra $end; $first: bar.sync 0; $end:""",
-}
+    ),
+]
 
 
-@pytest.mark.parametrize("message", FAULTS)
-def test_faults(message: str):
+@pytest.mark.parametrize(("message", "body"), FAULTS)
+def test_faults(message: str, body: str):
     """Each by one mistake."""
     out = torch.zeros(128, dtype=torch.int32)
     with pytest.raises(Fault, match=message):
-        run(FAULTS[message], out, blocks=2)
+        run(body, out, blocks=2)
 
 
 def test_an_instruction_that_is_missing_is_named():
