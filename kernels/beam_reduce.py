@@ -35,18 +35,23 @@ def _normalizers(row, is_row, part_max, part_sum, num_parts, PARTS: tl.constexpr
 
 
 @triton.jit
-def _lists_of(lane, lengths, count, ENTRIES: tl.constexpr, CHUNK: tl.constexpr):
-    """For lanes that number what some lists hold, one after the other: ``(list, place in it)``."""
+def _lists_of(lane, lengths, count, ENTRIES: tl.constexpr):
+    """For lanes that number what ``count`` lists hold, one after the other: ``(list, place in it)``; of lanes beyond them
+    something. Where the lengths of the lists were stand their ends then."""
+    listed = tl.arange(0, ENTRIES)
+    ends = tl.cumsum(tl.load(lengths + listed, mask=listed < count, other=0), 0)
+    tl.debug_barrier()
+    tl.store(lengths + listed, ends, mask=listed < count)
+    tl.debug_barrier()
     entry, begin = lane * 0, lane * 0
-    before = tl.zeros([], tl.int32)
-    for start in range(0, ENTRIES, CHUNK):
-        listed = start + tl.arange(0, CHUNK)
-        length = tl.load(lengths + listed, mask=listed < count, other=0)
-        end = before + tl.cumsum(length, 0)
-        is_behind = (end[None, :] <= lane[:, None]) & (listed < count)[None, :]
-        entry += tl.sum(is_behind.to(tl.int32), 1)
-        begin = tl.maximum(begin, tl.max(tl.where(is_behind, end[None, :], 0), 1))
-        before += tl.sum(length, 0)
+    step = ENTRIES // 2
+    while step > 0:
+        middle = entry + step
+        end = tl.load(lengths + middle - 1, mask=middle <= count, other=0x7FFFFFFF)
+        is_behind = end <= lane
+        entry = tl.where(is_behind, middle, entry)
+        begin = tl.where(is_behind, end, begin)
+        step = step // 2
     return entry, lane - begin
 
 
@@ -89,7 +94,7 @@ def _best_of_few(
 ):
     """Keeps the best of ``count`` lists that hold ``total`` entries, at most FEW, moved together first."""
     lane = tl.arange(0, FEW)
-    entry, slot = _lists_of(lane, num_kept + first, count, ENTRIES, 16)
+    entry, slot = _lists_of(lane, num_kept + first, count, ENTRIES)
     live = lane < total
     at = (first + entry) * KEPT + slot
     scores = tl.load(kept_scores + at, mask=live, other=float("-inf"))
