@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from gentrie.kernels._select import order_key, take_greatest
+from gentrie.kernels._select import may_be_taken, order_key, take_greatest
 from gentrie.kernels._trie import (
     ONE_TOKEN,
     checked,
@@ -36,8 +36,8 @@ def _normalizers(row, is_row, part_max, part_sum, num_parts, PARTS: tl.constexpr
 
 @triton.jit
 def _lists_of(lane, lengths, count, ENTRIES: tl.constexpr):
-    """For lanes that number what ``count`` lists hold, one after the other: ``(list, place in it)``; of lanes beyond them
-    something. Where the lengths of the lists were stand their ends then."""
+    """For lanes that number what ``count`` lists hold, one after the other: ``(list, place in it)``. Afterwards each
+    list's end stands where its length was."""
     listed = tl.arange(0, ENTRIES)
     ends = tl.cumsum(tl.load(lengths + listed, mask=listed < count, other=0), 0)
     tl.debug_barrier()
@@ -126,9 +126,10 @@ def _best_of_all(
     ENTRIES: tl.constexpr,
     KEPT: tl.constexpr,
     PARTS: tl.constexpr,
+    FEW: tl.constexpr,
     IS_FIRST: tl.constexpr,
 ):
-    """Keeps the best of ``count`` lists where they lie."""
+    """Keeps the best of ``count`` lists of any lengths. Overwrites them."""
     lane = tl.arange(0, ENTRIES * KEPT)
     is_entry = lane // KEPT < count
     live = is_entry & (lane % KEPT < tl.load(num_kept + first + lane // KEPT, mask=is_entry, other=0))
@@ -143,7 +144,24 @@ def _best_of_all(
         grid = tl.where((whole == 0.0)[:, None], float("-inf"), grid + before[:, None])
         scores = tl.reshape(grid, [ENTRIES * KEPT])
         live = live & (scores != float("-inf"))
-    return _keep_greatest(scores, live, kept_codes + at, beam_width, into_scores, into_codes)
+    candidates = may_be_taken(order_key(scores), live, beam_width, ENTRIES * KEPT, FEW)
+    num_candidates = tl.sum(candidates.to(tl.int32), 0)
+    num_taken = num_candidates * 0
+    if num_candidates <= FEW:
+        place = first * KEPT + tl.cumsum(candidates.to(tl.int32), 0) - 1
+        codes = tl.load(kept_codes + at, mask=candidates, other=0)
+        tl.debug_barrier()
+        tl.store(kept_scores + place, scores, mask=candidates)
+        tl.store(kept_codes + place, codes, mask=candidates)
+        tl.debug_barrier()
+        few = tl.arange(0, FEW)
+        is_candidate = few < num_candidates
+        together = tl.load(kept_scores + first * KEPT + few, mask=is_candidate, other=float("-inf"))
+        codes_of_few = kept_codes + first * KEPT + few
+        num_taken = _keep_greatest(together, is_candidate, codes_of_few, beam_width, into_scores, into_codes)
+    else:
+        num_taken = _keep_greatest(scores, live, kept_codes + at, beam_width, into_scores, into_codes)
+    return num_taken
 
 
 @triton.jit
@@ -236,6 +254,7 @@ def beam_reduce_kernel(
             ENTRIES,
             KEPT,
             PARTS,
+            FEW,
             IS_FIRST,
         )
     tl.store(num_out + program, num_taken)

@@ -117,6 +117,22 @@ def test_step_takes_the_best(device: str, dtype: torch.dtype, data: st.DataObjec
     check(beam_step(*arguments), prompts, beam_width)
 
 
+@pytest.mark.parametrize("scores", ["any", "equal", "in three values"])
+def test_long_lists_of_many_beams(device: str, scores: str):
+    """More than the kernel takes at once: it looks for candidates first, of which equal scores leave too many."""
+    trie = TokenTrie.from_sequences(np.arange(3, 203)[:, None] * [1, 0] + [0, 2], vocab_size=203)
+    resident, on_host = DeviceTrie(trie, device), DeviceTrie(trie, "cpu")
+    logits = torch.randn(32, 203, generator=torch.Generator().manual_seed(0))
+    alike = (logits[0].sign() * (logits[0].abs() > 1)).expand(32, 203)
+    logits = {"any": logits, "equal": logits * 0, "in three values": alike}[scores]
+    arguments = torch.zeros(32, dtype=torch.int64), logits.double().logsumexp(1).float(), 16, 40, True, None, False, 200
+    on_device = [each.to(device) if isinstance(each, torch.Tensor) else each for each in arguments]
+    results = launch_beam_step(logits.to(device), *on_device, resident.descriptors, None, None, None)
+    expected = beam_step(logits, *arguments, on_host.descriptors, None, None, None)
+    for ours, theirs in zip(results, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs)
+
+
 @pytest.mark.parametrize("num_children", [0, 1, 1_000, 100_000])
 def test_rows_of_any_number_of_children(device: str, num_children: int):
     vocab_size = 131_072
