@@ -270,7 +270,7 @@ def launch_beam_step(
     )
     entries, is_first = num_beams * num_tiles, True
     while is_first or entries > 1:
-        size = min(power_of_two(entries), max(2, _MAX_KEYS // kept))
+        size = max(2, min(power_of_two(entries), _MAX_KEYS // kept))  # Triton 3.6 refuses scans of one number
         num_groups = ceil_div(entries, size)
         num_warps = min(16, max(1, size * kept // 512))
         out = _lists(prompts * num_groups, kept, device)

@@ -281,6 +281,16 @@ def _bfe(machine: Any, opcode: tuple[str, ...], operands: tuple, mask: Any) -> N
     machine.write(operands[0], field.astype(f"u{dtype_of(kind).itemsize}"), mask)
 
 
+def _bfi(machine: Any, opcode: tuple[str, ...], operands: tuple, mask: Any) -> None:
+    """The lowest bits of the first in the place of some of the second's."""
+    kind = opcode[-1]
+    field, whole = (machine.read(each, kind).astype(np.uint64) for each in operands[1:3])
+    first, count = (machine.read(each, "u32").astype(np.uint64) & np.uint64(255) for each in operands[3:5])
+    kept = ((np.uint64(1) << count) - np.uint64(1)) << first
+    result = (whole & ~kept) | ((field << first) & kept)
+    machine.write(operands[0], result.astype(f"u{dtype_of(kind).itemsize}"), mask)
+
+
 def _prmt(machine: Any, opcode: tuple[str, ...], operands: tuple, mask: Any) -> None:
     """Four of the eight bytes of ``{b, a}``; a selector's top bit copies the byte's sign instead."""
     first, second, selector = (machine.read(each, "u32").astype(np.uint64) for each in operands[1:4])
@@ -305,5 +315,6 @@ COMPUTED: dict[str, Callable[..., None]] = {name: _plain(name) for name in PLAIN
     "popc": _popc,
     "clz": _clz,
     "bfe": _bfe,
+    "bfi": _bfi,
     "prmt": _prmt,
 }

@@ -94,6 +94,9 @@ ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "cvt.u32.u64 %r10, %rd1; popc.b32 %r11, %r10; cvt.u64.u32 %rd3, %r11": lambda a, b: (a % 2**32).bit_count(),
     "cvt.u32.u64 %r10, %rd1; bfe.u32 %r11, %r10, 5, 9; cvt.u64.u32 %rd3, %r11": lambda a, b: (a >> 5) % 2**9,
     "cvt.u32.u64 %r10, %rd1; bfe.s32 %r11, %r10, 5, 9; cvt.s64.s32 %rd3, %r11": lambda a, b: signed(a >> 5, 9),
+    "cvt.u32.u64 %r10, %rd1; cvt.u32.u64 %r11, %rd2; bfi.b32 %r12, %r10, %r11, 8, 4; cvt.u64.u32 %rd3, %r12": (
+        lambda a, b: (b % 2**32 & ~0xF00) | ((a % 16) << 8)
+    ),
     "mov.b64 {%r10, %r11}, %rd1; mov.b64 %rd3, {%r11, %r10}": lambda a, b: (a % 2**32 << 32) | (a % 2**64 >> 32),
     "setp.lt.s64 %p1, %rd1, %rd2; selp.b64 %rd3, %rd1, %rd2, %p1": min,
     "setp.lt.u64 %p1, %rd1, %rd2; selp.b64 %rd3, %rd1, %rd2, %p1": lambda a, b: min(a, b, key=lambda x: x % 2**64),
