@@ -81,14 +81,6 @@ def fused(first: Lanes, second: Lanes, third: Lanes) -> Lanes:
     return first * second + third
 
 
-def approximate(exact: Lanes) -> Lanes:
-    """Of float32 with about the error that instructions marked ``approx`` and ``full`` may have, up or down by the last
-    bit. Powers of two stay as they are."""
-    bits = np.asarray(exact, dtype=np.float32).view(np.uint32)
-    error = np.where(bits & np.uint32(1), np.float32(2.0**-22), np.float32(-(2.0**-22)))
-    return np.where(bits & np.uint32(0x7FFFFF), exact * (np.float32(1) + error), exact).astype(np.float32)
-
-
 def _number(machine: Any, operand: Any, kind: str) -> Lanes:
     found = machine.read(operand, kind)
     return from_bfloat16(found) if kind == "bf16" else found
@@ -148,8 +140,6 @@ def _plain(name: str) -> Callable[..., None]:
         kind = opcode[-1]
         given = [flushed(_number(machine, each, kind), opcode) for each in operands[1:]]
         result = flushed(np.asarray(compute(*given)), opcode)
-        if kind == "f32" and not {"approx", "full"}.isdisjoint(opcode):
-            result = approximate(result)
         if "sat" in opcode:
             result = np.clip(np.nan_to_num(result), 0, 1)
         machine.write(operands[0], to_bfloat16(result) if kind == "bf16" else result, mask)
