@@ -40,9 +40,9 @@ def _lists_of(lane, lengths, count, ENTRIES: tl.constexpr):
     list's end stands where its length was."""
     listed = tl.arange(0, ENTRIES)
     ends = tl.cumsum(tl.load(lengths + listed, mask=listed < count, other=0), 0)
-    tl.debug_barrier()
+    tl.debug_barrier()  # all lanes have the lengths
     tl.store(lengths + listed, ends, mask=listed < count)
-    tl.debug_barrier()
+    tl.debug_barrier()  # and now look among the ends
     entry, begin = lane * 0, lane * 0
     step = ENTRIES // 2
     while step > 0:
@@ -150,7 +150,7 @@ def _best_of_all(
     if num_candidates <= FEW:
         place = first * KEPT + tl.cumsum(candidates.to(tl.int32), 0) - 1
         codes = tl.load(kept_codes + at, mask=candidates, other=0)
-        tl.debug_barrier()
+        tl.debug_barrier()  # all lanes have what they may overwrite
         tl.store(kept_scores + place, scores, mask=candidates)
         tl.store(kept_codes + place, codes, mask=candidates)
         tl.debug_barrier()
@@ -200,7 +200,8 @@ def beam_reduce_kernel(
     """The best of ENTRIES lists of one prompt a program.
 
     kept_scores, kept_codes, num_kept: [prompts, num_entries, KEPT] and [prompts, num_entries], as beam_select gives
-        them (IS_FIRST: entry e is a tile of beam e // num_tiles and its scores are logits) or as an earlier round did
+        them (IS_FIRST: entry e is a tile of beam e // num_tiles and its scores are logits) or as an earlier round did;
+        overwritten
     part_max, part_sum: float32 [rows, num_parts], the parts of each row's normaliser; PARTS: their number rounded up
     out_scores, out_codes, num_out: the same layout with num_groups entries, out
     best_scores float32, parents, tokens, next_states int64 [prompts, beam_width]: out where IS_LAST (one group a

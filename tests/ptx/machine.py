@@ -23,14 +23,7 @@ from ptx.program import Address, Constant, Instruction, Program, Register, Speci
 _THREADS_AT_ONCE = 1 << 15
 _TOGETHER = dict.fromkeys(("shfl", "redux", "vote", "mma", "ldmatrix", "stmatrix"), WARP) | {"wgmma": 4 * WARP}
 _BARRIERS = ("bar", "barrier")
-_ATOMICS = {
-    "add": np.add,
-    "max": np.maximum,
-    "min": np.minimum,
-    "or": np.bitwise_or,
-    "and": np.bitwise_and,
-    "exch": lambda held, given: given,
-}
+_REDUCTIONS = {"add": np.add, "max": np.maximum, "min": np.minimum}
 _UNDEFINED = {size: np.frombuffer(b"\xa5" * size, dtype=f"u{size}")[0] for size in (2, 4, 8)}
 
 
@@ -233,29 +226,26 @@ class Launch(Matrices):
         return values.view(dtype_of(kind)).astype(f"i{register.size}") if kind.startswith("s") else values
 
     def _atom(self, opcode: tuple[str, ...], operands: tuple, mask: np.ndarray | None) -> None:
-        """One thread after the other."""
-        target, address, *given = operands
-        targets = target if isinstance(target, tuple) else (target,)
-        sources = [each if isinstance(each, tuple) else (each,) for each in given]
+        """Additions, one thread after the other. They are in order with all else, as far as the checks go."""
+        if "add" not in opcode:
+            raise NotImplementedError(opcode)
+        target, address, source = operands
+        targets, sources = (each if isinstance(each, tuple) else (each,) for each in (target, source))
         dtype, in_shared, threads = dtype_of(opcode[-1]), "shared" in opcode, self.chosen(mask)
         size = dtype.itemsize
         start = self._starts(("shared",) if in_shared else opcode, address, size * len(targets), threads)
         for place, register in enumerate(targets):
-            values = [np.broadcast_to(self.read(each[place], opcode[-1]), (self.count,)) for each in sources]
-            former = np.zeros(self.count, dtype=dtype)
             if in_shared:
-                numbers, places = self.shared.numbers(size), self.shared.places(self.block[threads], start, size)
+                numbers, at = self.shared.numbers(size), self.shared.places(self.block[threads], start, size)
             else:
                 numbers, first = self.memory.numbers(size)
-                places = (start + place * size - first) // size
+                at = (start - first) // size
             numbers = numbers.view(dtype)
-            for thread, at in zip(threads.tolist(), places.tolist(), strict=True):
-                held = former[thread] = numbers[at]
-                if "cas" in opcode:
-                    numbers[at] = values[1][thread] if held == values[0][thread] else held
-                else:
-                    operation = next(_ATOMICS[part] for part in opcode if part in _ATOMICS)
-                    numbers[at] = operation(held, values[0][thread])
+            values = np.broadcast_to(self.read(sources[place], opcode[-1]), (self.count,))
+            former = np.zeros(self.count, dtype=dtype)
+            for thread, number in zip(threads.tolist(), (at + place).tolist(), strict=True):
+                former[thread] = numbers[number]
+                numbers[number] += values[thread]
             self.write(register, former, mask)
         if "acq_rel" in opcode:
             self.has_acquired[np.unique(self.block[threads])] = True
@@ -292,7 +282,6 @@ class Launch(Matrices):
         last = (lane & segment) | (limit & ~segment)
         other = {
             "up": lane - by,
-            "down": lane + by,
             "bfly": lane ^ by,
             "idx": (lane & segment) | (by & ~segment),
         }[opcode[1]]
@@ -302,15 +291,14 @@ class Launch(Matrices):
 
     def _redux(self, opcode: tuple[str, ...], operands: tuple, mask: np.ndarray | None) -> None:
         values = self.of_warps(operands[1], opcode[-1])
-        self.write(operands[0], np.repeat(_ATOMICS[opcode[1]].reduce(values, 1, values.dtype), WARP), mask)
+        self.write(operands[0], np.repeat(_REDUCTIONS[opcode[1]].reduce(values, 1, values.dtype), WARP), mask)
 
     def _vote(self, opcode: tuple[str, ...], operands: tuple, mask: np.ndarray | None) -> None:
-        held = self.of_warps(operands[1], "pred")
-        if opcode[1] == "ballot":
-            found = (held << np.arange(WARP, dtype=np.uint64)).sum(1).astype(np.uint32)
-        else:
-            found = {"any": held.any(1), "all": held.all(1)}[opcode[1]]
-        self.write(operands[0], np.repeat(found, WARP), mask)
+        if opcode[1] != "ballot":
+            raise NotImplementedError(opcode)
+        held = self.of_warps(operands[1], "pred").astype(np.uint64)
+        words = (held << np.arange(WARP, dtype=np.uint64)).sum(1, dtype=np.uint64).astype(np.uint32)
+        self.write(operands[0], np.repeat(words, WARP), mask)
 
 
 def launch(program: Program, arguments: Sequence[int], grid: tuple[int, int, int], num_shared: int) -> None:

@@ -37,6 +37,7 @@ class GlobalMemory:
 
     ``who`` of a thread is its block, how many barriers that has passed, and its warp, in 31, 24 and 8 bits.
     ``acquired`` says whether the block has made an atomic operation behind which it sees what others wrote before.
+    Places are told apart by their first bytes: numbers of other sizes that overlap are not seen to.
     """
 
     def __init__(self) -> None:
