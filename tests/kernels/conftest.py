@@ -38,6 +38,9 @@ def device() -> str:
 
     if not isinstance(language.sum, InterpretedFunction):
         pytest.skip("triton was imported before TRITON_INTERPRET=1 was set")
+    from interpreter import round_to_nearest
+
+    round_to_nearest()
     return "cpu"
 
 

@@ -116,9 +116,19 @@ def tiles_of_a_tensor_core() -> LinearCase:
     return LinearCase(hidden, weight, None, None, group_rows, group_tokens, tokens, None, 1.0, gradient)
 
 
+def one_row_of_one_feature() -> LinearCase:
+    """A gradient of a bfloat16 hidden state whose size tells rounding to the nearest number from truncation."""
+    tokens = torch.arange(2)
+    weight = torch.tensor([[1.0], [2.0]]).bfloat16()
+    gradient = torch.tensor([26.6186, 0.0])
+    ends = torch.tensor([0, 1]), torch.tensor([0, 2])
+    return LinearCase(torch.ones(1, 1).bfloat16(), weight, None, None, *ends, tokens, None, 1.0, gradient)
+
+
 @examples(12)
 @given(linear_cases())
 @example(tiles_of_a_tensor_core())
+@example(one_row_of_one_feature())
 def test_kernels(device: str, case: LinearCase) -> None:
     truth = case.truth(*(torch.float64,) * 3)
     naive = case.truth(case.hidden.dtype, case.weight.dtype, case.weight.dtype)
