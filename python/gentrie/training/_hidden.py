@@ -57,7 +57,8 @@ class HiddenSource:
 
     def _score(self, scope: Scope, tau: Tau, beam_width: int | None) -> Scores:
         head = self.head
-        log_prob, threshold = _HiddenScores.apply(  # type: ignore[no-untyped-call]
+        apply: Any = _HiddenScores.apply  # typed in new releases of torch only
+        log_prob, threshold = apply(
             self.hidden, head.weight, head.bias, head.softcap, head.scale, scope, tau, beam_width
         )
         return Scores(log_prob, None if beam_width is None else threshold)

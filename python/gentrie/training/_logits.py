@@ -57,9 +57,8 @@ class LogitsSource:
     def score(self, scope: Scope, tau: Tau, beam_width: int | None) -> Scores:
         if self.is_taken:
             return _device.score_logits(self.logits, scope, tau, beam_width)
-        log_prob, threshold = _LogitsScores.apply(  # type: ignore[no-untyped-call]
-            self.logits, scope, tau, beam_width, self.inplace
-        )
+        apply: Any = _LogitsScores.apply  # typed in new releases of torch only
+        log_prob, threshold = apply(self.logits, scope, tau, beam_width, self.inplace)
         return Scores(log_prob, None if beam_width is None else threshold)
 
     def lose(self, scope: Scope, tau: Tau, how: _device.OnePass, weights: torch.Tensor) -> tuple[torch.Tensor, Scores]:
