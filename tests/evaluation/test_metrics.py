@@ -13,12 +13,14 @@ from gentrie import TokenTrie, evaluation
 
 
 @st.composite
-def lists_and_targets(draw):
+def lists_and_targets(draw, most=2**63 - 1):
+    """Few different ids, small ones or as large as int64 holds, so that lists and targets meet."""
+    first = draw(st.sampled_from([0, most - 9]))
     users, width = draw(st.integers(1, 6)), draw(st.integers(1, 8))
-    rows = draw(st.lists(st.lists(st.integers(-2, 9), min_size=width, max_size=width), min_size=users, max_size=users))
-    targets = draw(
-        st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True), min_size=users, max_size=users)
-    )
+    ids = st.integers(first, first + 9)
+    row = st.lists(ids | st.integers(-2, -1), min_size=width, max_size=width)
+    rows = draw(st.lists(row, min_size=users, max_size=users))
+    targets = draw(st.lists(st.lists(ids, min_size=1, max_size=4, unique=True), min_size=users, max_size=users))
     return rows, targets, draw(st.integers(1, width))
 
 
@@ -42,7 +44,7 @@ def test_ranking_metrics_are_their_definitions(case):
     assert evaluation.ranks(array, targets).tolist() == [places[0] + 1 if places else 0 for places in whole]
 
 
-@given(lists_and_targets())
+@given(lists_and_targets(most=9))
 def test_list_metrics_are_their_definitions(case):
     rows, histories, k = case
     array = np.array(rows)
@@ -76,6 +78,18 @@ def test_a_hit_by_sequence_counts_items_with_the_same_title():
 def test_one_target_a_user_may_come_as_an_array():
     recommended = np.array([[4, 5], [6, -1]])
     assert evaluation.mrr(recommended, np.array([5, 6]), 2) == pytest.approx(0.75)
+
+
+def test_ids_and_catalogs_as_large_as_int64_holds():
+    item = 1_700_000_000_000_000_000
+    recommended, targets = np.full((8, 3), item), np.full(8, item)
+    for metric in (evaluation.hit_rate, evaluation.ndcg, evaluation.mrr, evaluation.recall):
+        assert metric(recommended, targets, 3) == 1
+        assert metric(recommended + 1, targets, 3) == 0
+    assert evaluation.ranks(recommended, targets).tolist() == [1] * 8
+    assert evaluation.repeat_rate(recommended, 3) == pytest.approx(2 / 3)
+    assert evaluation.coverage(recommended, 3, 2**62) == 2**-62
+    assert evaluation.gini(recommended, 3, 2**62) == pytest.approx(1)
 
 
 def test_sequences_become_items():

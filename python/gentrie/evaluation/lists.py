@@ -56,14 +56,17 @@ def in_history_rate(recommended: npt.NDArray[Any], histories: Sequence[Sequence[
     if len(histories) != rows.shape[0]:
         raise ValueError(f"histories are of {len(histories)} users, recommended of {rows.shape[0]}")
     inside = np.stack(
-        [np.isin(row, np.asarray(past, dtype=np.int64)) for row, past in zip(rows, histories, strict=True)]
+        [
+            np.isin(row, _validate.int64_array(f"histories[{user}]", past))
+            for user, (row, past) in enumerate(zip(rows, histories, strict=True))
+        ]
     )
     return _rate(inside & (rows >= 0), rows)
 
 
 def coverage(recommended: npt.NDArray[Any], k: int, num_items: int) -> float:
     """Coverage@K: the share of the catalog's ``num_items`` that anybody was given."""
-    return int(np.count_nonzero(_exposures(recommended, k, num_items))) / num_items
+    return _exposures(recommended, k, num_items).size / num_items
 
 
 def gini(recommended: npt.NDArray[Any], k: int, num_items: int) -> float:
@@ -75,13 +78,11 @@ def gini(recommended: npt.NDArray[Any], k: int, num_items: int) -> float:
         If nothing was given.
     """
     counts = _exposures(recommended, k, num_items)
-    if not counts.any():
+    if not counts.size:
         raise ValueError("recommended holds no item")
-    ascending = np.sort(counts)
-    return float(
-        2 * (np.arange(1, num_items + 1) * ascending).sum() / (num_items * ascending.sum())
-        - (num_items + 1) / num_items
-    )
+    rank_from_the_top = np.arange(counts.size, 0, -1)  # of the items given; the others come before and add nothing
+    ranks = (num_items + 1) - rank_from_the_top.astype(np.float64)
+    return float(2 * (ranks * np.sort(counts)).sum() / counts.sum() / num_items - (num_items + 1) / num_items)
 
 
 def control_symbol_rate(
@@ -108,13 +109,13 @@ def control_symbol_rate(
 
 
 def _exposures(recommended: npt.NDArray[Any], k: int, num_items: int) -> Int64Array:
-    """Int64 [num_items], ascending by item id for the items given, zeros for the rest."""
+    """Int64 [items given], how often each was given, ascending by item id."""
     rows = check_recommended(recommended, k)
     num_items = _validate.integer("num_items", num_items, 1, 2**62)
     _, counts = np.unique(rows[rows >= 0], return_counts=True)
     if counts.size > num_items:
         raise ValueError(f"recommended holds {counts.size} different items, num_items is {num_items}")
-    return np.concatenate([counts, np.zeros(num_items - counts.size, dtype=np.int64)])
+    return counts
 
 
 def _rate(chosen: npt.NDArray[np.bool_], rows: Int64Array) -> float:

@@ -93,11 +93,13 @@ def _hits(
     values, users = flat_targets(targets, rows.shape[0])
     if trie is not None:
         rows, values = representatives(rows, trie), representatives(values, trie)
-    width = int(max(rows.max(initial=0), values.max(initial=0))) + 1
-    pairs = np.unique(users * width + values)
-    keys = np.where(rows >= 0, np.arange(rows.shape[0])[:, None] * width + rows, -1)
+    # Ids by their place among the distinct targets: the ids themselves may take up all 64 bits.
+    ids, place = np.unique(values, return_inverse=True)
+    pairs = np.unique(users * ids.size + place)
+    found = np.minimum(np.searchsorted(ids, rows), ids.size - 1)
+    keys = np.where(ids[found] == rows, np.arange(rows.shape[0])[:, None] * ids.size + found, -1)
     hits = np.isin(keys, pairs) & first_occurrences(rows)
-    return hits, np.bincount(pairs // width, minlength=rows.shape[0])
+    return hits, np.bincount(pairs // ids.size, minlength=rows.shape[0])
 
 
 def check_recommended(recommended: npt.NDArray[Any], k: int) -> Int64Array:
