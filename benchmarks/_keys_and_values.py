@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gentrie.generation._cache_names import find_cache
 from gentrie.generation.tree_attention import TreeCache
 
 
@@ -42,7 +43,7 @@ def held_bytes(model: Any) -> Iterator[HeldBytes]:
     """Look at the cache behind each call of the model's layers."""
     held = HeldBytes()
     hook = model.base_model.register_forward_hook(
-        lambda module, arguments, given, output: held.see(given["past_key_values"]), with_kwargs=True
+        lambda module, arguments, given, output: held.see(find_cache(given)[1]), with_kwargs=True
     )
     try:
         yield held

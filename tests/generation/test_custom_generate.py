@@ -17,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TemperatureLogi
 
 from gentrie import TokenTrie
 from gentrie.generation import TrieBeamOutput, TrieLogitsProcessor, beam_search, trie_beam_search
+from gentrie.generation._cache_names import find_cache
 
 TITLES = [[a, b, c, 20, 21, 22][: 4 + a % 3] for a in range(4, 9) for b in range(9, 13) for c in range(13, 17)]
 TRIE = TokenTrie.from_sequences(TITLES, vocab_size=VOCAB_SIZE, end_token_id=END)
@@ -195,9 +196,31 @@ def test_static_caches_and_compiled_models_run_with_one_warning(kind: str) -> No
 
 def test_a_cache_that_holds_tokens_is_refused() -> None:
     model: Any = tiny_model("llama")
-    held = model(IDS.repeat_interleave(4, dim=0)[:, :2], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="past_key_values holds 2 tokens already"):
-        ours(past_key_values=held)
+    name, held = find_cache(model(IDS.repeat_interleave(4, dim=0)[:, :2], use_cache=True))
+    with pytest.raises(ValueError, match=f"{name} holds 2 tokens already"):
+        ours(**{name: held})
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_harmless_arguments_of_other_releases_are_ignored(kind: str) -> None:
+    """A later release may hand over more, and call its cache something else again."""
+
+    def later_release(model: Any, input_ids: torch.Tensor, **given: Any) -> Any:
+        name, cache = find_cache(given)
+        del given[name]
+        later = {"keys_and_values": cache, "not_set": None, "nothing": {}, "labels": None, "use_cache": True}
+        return trie_beam_search(model, input_ids, **{**given, **later}, trie=TRIE)
+
+    assert torch.equal(generate(kind=kind, **custom(later_release)), ours(kind=kind))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3, 4), torch.zeros(0), 2.5, True, [1]])
+def test_unknown_arguments_with_a_meaning_are_refused_by_name(value: Any) -> None:
+    def later_release(model: Any, input_ids: torch.Tensor, **given: Any) -> Any:
+        return trie_beam_search(model, input_ids, **given, novelty=value, trie=TRIE)
+
+    with pytest.raises(ValueError, match="novelty is not passed on to the model here"):
+        generate(**custom(later_release))
 
 
 def test_more_beams_than_items() -> None:

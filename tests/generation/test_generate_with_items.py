@@ -27,6 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from gentrie import TokenTrie
 from gentrie.generation import TrieLogitsProcessor, generate_with_items
+from gentrie.generation._cache_names import cache_name
 from gentrie.generation.ragged_cache import RaggedCache
 
 ROWS = [[20, 21, 22, 23, 24, 25], [20, 21, 30, 31, 32], [20, 23], [24], [25, 26, 27, 28], [24]]
@@ -426,12 +427,13 @@ def test_models_and_caches_that_cannot_be_served_are_refused() -> None:
     with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
         ours(tiny_model("t5"), TRIE, ids, mask, {})
     model = tiny_model("llama")
-    with pytest.raises(ValueError, match="past_key_values is a StaticCache"):
-        ours(model, TRIE, ids, mask, {"past_key_values": StaticCache(model.config, max_cache_len=64)})
+    name = cache_name(model.forward)
+    with pytest.raises(ValueError, match=f"{name} is a StaticCache"):
+        ours(model, TRIE, ids, mask, {name: StaticCache(model.config, max_cache_len=64)})
     cache = DynamicCache(config=model.config)
-    model(ids[:, :2], past_key_values=cache, use_cache=True)
-    with pytest.raises(ValueError, match="past_key_values holds 2 tokens"):
-        ours(model, TRIE, ids, mask, {"past_key_values": cache})
+    model(ids[:, :2], **{name: cache}, use_cache=True)
+    with pytest.raises(ValueError, match=f"{name} holds 2 tokens"):
+        ours(model, TRIE, ids, mask, {name: cache})
     scripted = ScriptedModel(markov_logits(0), VOCAB_SIZE, TURN_END)
     with pytest.raises(ValueError, match="use_cache=False"):
         ours(scripted, TRIE, ids, mask, {})

@@ -15,12 +15,12 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from gentrie.generation._generate_arguments import _PER_STEP, _check_positions, eos_ids
+from gentrie.generation._cache_names import find_cache
+from gentrie.generation._generate_arguments import _PER_STEP, _check_positions, eos_ids, refuse_model_arguments
 from gentrie.trie import TokenTrie
 
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH, GenerationMode.GROUP_BEAM_SEARCH)
-_OWN = {"past_key_values", "use_cache", "cache_position", "logits_to_keep"}
-_READ = {"attention_mask", "position_ids", "inputs_embeds", "encoder_outputs", "decoder_attention_mask"}
+_READ = frozenset({"attention_mask", "position_ids", "inputs_embeds", "encoder_outputs", "decoder_attention_mask"})
 
 
 def check_beam_settings(config: GenerationConfig, criteria: StoppingCriteriaList, trie: TokenTrie) -> None:
@@ -69,10 +69,8 @@ def prompt_arguments(
     name, encoder_decoder = type(model).__name__, model.config.is_encoder_decoder
     if getattr(model, "_is_stateful", False):
         raise ValueError(f"model: {name} is a recurrent model; use generate with a TrieLogitsProcessor")
-    for argument in sorted(given.keys() - _OWN - _READ):
-        if given[argument] is not None:
-            raise ValueError(f"{argument} is not passed on to the model here; use generate with a TrieLogitsProcessor")
-    _check_cache(given.get("past_key_values"))
+    refuse_model_arguments(model, given, _READ)
+    _check_cache(*find_cache(given))
     once = slice(None, None, config.num_beams)
     mask, embeddings, states = (given.get(key) for key in ("attention_mask", "inputs_embeds", "encoder_outputs"))
     arguments: dict[str, Any] = {"attention_mask": None if mask is None else mask[once]}
@@ -97,12 +95,12 @@ def is_sharded(model: PreTrainedModel) -> bool:
     return bool(spread) and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
-def _check_cache(cache: Any) -> None:
+def _check_cache(name: str, cache: Any) -> None:
     """Prompts that are there already are refused; an empty cache is not used, which is worth a word if it is static."""
     if cache is None:
         return
     if int(cache.get_seq_length()) > 0:
-        raise ValueError(f"past_key_values holds {int(cache.get_seq_length())} tokens already, expected none")
+        raise ValueError(f"{name} holds {int(cache.get_seq_length())} tokens already, expected none")
     kept = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     if type(kept) is not DynamicCache:
         warnings.warn(

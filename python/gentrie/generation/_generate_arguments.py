@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,14 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from gentrie import _core
+from gentrie.generation._cache_names import find_cache
 from gentrie.item_filter import make_filters
 from gentrie.matcher import make_constraint
 from gentrie.trie import TokenTrie
 
 _PER_STEP = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-_OWN = {"past_key_values", "use_cache", "cache_position", "logits_to_keep"}
-_READ = {"attention_mask", "position_ids", "inputs_embeds"}
+_READ = frozenset({"attention_mask", "position_ids", "inputs_embeds"})
+_OWN = frozenset({"use_cache", "cache_position", "logits_to_keep", "return_dict"})  # set anew at each call of the model
 
 
 def check_settings(config: GenerationConfig) -> None:
@@ -43,18 +45,37 @@ def empty_cache(model: PreTrainedModel, arguments: Mapping[str, Any]) -> Dynamic
     if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         kind = "an encoder-decoder" if model.config.is_encoder_decoder else "a recurrent model"
         raise ValueError(f"model: {name} is {kind}; use generate with a TrieLogitsProcessor")
-    for argument in sorted(arguments.keys() - _OWN - _READ):
-        if arguments[argument] is not None:
-            raise ValueError(f"{argument} is not passed on to the model here; use generate with a TrieLogitsProcessor")
+    refuse_model_arguments(model, arguments, _READ)
     sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)  # type: ignore[no-untyped-call]
     if sharded and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ValueError("the model is spread over ranks that must call it equally often, which they do not here")
-    cache = arguments.get("past_key_values")
+    argument, cache = find_cache(arguments)
+    if cache is None:
+        return DynamicCache(config=model.config)
     if type(cache) is not DynamicCache:
-        raise ValueError(f"past_key_values is a {type(cache).__name__}, expected a DynamicCache")
+        raise ValueError(f"{argument} is a {type(cache).__name__}, expected a DynamicCache")
     if cache.get_seq_length() > 0:
-        raise ValueError(f"past_key_values holds {cache.get_seq_length()} tokens already, expected none")
+        raise ValueError(f"{argument} holds {cache.get_seq_length()} tokens already, expected none")
     return cache
+
+
+def refuse_model_arguments(model: PreTrainedModel, arguments: Mapping[str, Any], read: frozenset[str]) -> None:
+    """Refuse, by name, model arguments that would change a result and are not passed on.
+
+    ``read`` names those that the caller uses. Of the others, a cache is found by its type, and what says nothing is
+    harmless: ``None``, an empty container, or the value that the model's own ``forward`` has as its default. A fixed
+    list of harmless names would break with each release of ``transformers`` that hands over one more.
+    """
+    declared = inspect.signature(model.forward).parameters
+    cache, _ = find_cache(arguments)
+    for argument in sorted(arguments.keys() - _OWN - read - {cache}):
+        value = arguments[argument]
+        if value is None or (isinstance(value, Sized) and not isinstance(value, torch.Tensor) and len(value) == 0):
+            continue
+        plain = isinstance(value, bool | int | float | str)
+        if plain and argument in declared and value == declared[argument].default:
+            continue
+        raise ValueError(f"{argument} is not passed on to the model here; use generate with a TrieLogitsProcessor")
 
 
 def eos_ids(config: GenerationConfig, trie: TokenTrie, unique: bool | str) -> list[int]:

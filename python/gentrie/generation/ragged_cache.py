@@ -10,6 +10,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from gentrie.generation._cache_names import cache_name
+
 # Columns that may stand empty before what is stored is moved together: this share of the longest row, and some more.
 _SLACK, _SPARE = 0.5, 64
 
@@ -35,7 +37,7 @@ class RaggedCache:
     def __init__(self, model: PreTrainedModel, cache: DynamicCache, *, head_once: bool) -> None:
         self._model = model
         self._cache = cache
-        self._options: dict[str, Any] = {"use_cache": True, "return_dict": True}
+        self._options: dict[str, Any] = {cache_name(model.forward): cache, "use_cache": True, "return_dict": True}
         if head_once:
             self._options["logits_to_keep"] = 1
         self._takes_positions = takes(model, "position_ids")
@@ -85,7 +87,7 @@ class RaggedCache:
     def _run(self, inputs: dict[str, Any], taken: list[int], width: int) -> torch.Tensor:
         if self._mask is not None or min(taken) < width:
             inputs |= self._mask_and_positions(taken, width)
-        outputs = self._model(**inputs, past_key_values=self._cache, **self._options)
+        outputs = self._model(**inputs, **self._options)
         self._width += width
         self._lengths = [length + n for length, n in zip(self._lengths, taken, strict=True)]
         self.model_calls += 1

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from gentrie.generation._cache_names import cache_name
 from gentrie.generation.tree_attention import (
     Step,
     TreeCache,
@@ -34,6 +35,7 @@ class PackedForward:
         self._configs = attention_configs(model.base_model)
         self._slots = slots
         self._cache = TreeCache()
+        self._cached = {cache_name(self._body.forward): self._cache}
         self._batches: list[tuple[int, int]] = []  # first prompt and number of prompts of each call of encode
 
     @property
@@ -112,7 +114,7 @@ class PackedForward:
             output = self._body(
                 **arguments,
                 position_ids=positions[None],
-                past_key_values=self._cache,
+                **self._cached,
                 use_cache=True,
                 return_dict=True,
             )

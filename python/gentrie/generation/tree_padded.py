@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from gentrie.generation._cache_names import cache_name, find_cache
 from gentrie.generation.tree_slots import Int64Array, TreeSlots
 
 _MOST_PATHS = 64
@@ -63,7 +64,7 @@ class PaddedForward:
             batch.inputs = torch.full((lengths.size, 1), start, device=inputs.device)
             batch.mask = torch.ones_like(batch.inputs)
         output = self._forward(batch.inputs, batch.mask, batch.encoder, None, use_cache=True)
-        batch.cache = _copyable(getattr(output, "past_key_values", None))
+        batch.cache = _copyable(find_cache(output)[1])
         self._first.append(sum(len(other.mask) for other in self._batches))
         self._batches.append(batch)
         return self._hidden(output)[:, -1]
@@ -133,7 +134,7 @@ class PaddedForward:
         elif encoder is not None:
             arguments.update(encoder_hidden_states=encoder[0], encoder_attention_mask=encoder[1])
         if cache is not None:
-            arguments["past_key_values"] = cache
+            arguments[cache_name(self._body.forward)] = cache
         if "position_ids" in self._takes:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp_(min=0)[:, -inputs.shape[1] :]
         return self._body(**arguments, use_cache=use_cache, return_dict=True)
