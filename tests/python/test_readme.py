@@ -61,11 +61,11 @@ def test_the_response_is_one_item(names: dict[str, Any]) -> None:
     exec(
         "import gentrie\nfrom gentrie.generation import TrieLogitsProcessor, trie_beam_search\n" + examples()[1], names
     )
-    assert len(names["items"]) == 20
     rows = [row[: row.index(names["eos"])] for row in names["output"][:, names["width"] :].tolist()]
-    found = [names["trie"].resolve(row).tolist() for row in rows]
-    assert found == [items.tolist() for items in names["items"]]  # of both calls
-    assert all(item.size for item in names["items"])
+    assert len(rows) == 20
+    found = [items.tolist() for own in names["found"].item_ids for items in own]
+    assert [names["trie"].resolve(row).tolist() for row in rows] == found  # of both calls
+    assert all(found)
 
 
 def test_searches_and_training(names: dict[str, Any], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gentrie.generation.beam_stepper import BeamStepper  # noqa: E402
 from gentrie.generation.best_first_search import BestFirstResult, best_first_search  # noqa: E402
 from gentrie.generation.custom_generate import TrieBeamOutput, trie_beam_search  # noqa: E402
 from gentrie.generation.generate_with_items import generate_with_items  # noqa: E402
+from gentrie.generation.item_lists import ItemLists, read_items  # noqa: E402
 from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: E402
 from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
 from gentrie.generation.logits_processor import TrieLogitsProcessor  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "BeamStep",
     "BeamStepper",
     "BestFirstResult",
+    "ItemLists",
     "ItemSamples",
     "Recommendation",
     "RecommendationStore",
@@ -45,6 +47,7 @@ __all__ = [
     "beam_search",
     "best_first_search",
     "generate_with_items",
+    "read_items",
     "recommend",
     "sample_items",
     "trie_beam_search",

@@ -60,9 +60,10 @@ def trie_beam_search(
     ``custom_generate=functools.partial(trie_beam_search, trie=trie)``, which every version takes.
 
     The items are those of ``generate`` with a :class:`TrieLogitsProcessor` in its place, scores included: over the
-    valid tokens under ``renormalize_logits=True``, over the whole vocabulary otherwise. ``num_return_sequences`` rows a
-    prompt come back; where fewer items were found the others hold the prompt, padding and a score of -inf. Items longer
-    than the limit on new tokens are not found; in a catalog without end token an item ends with its last token.
+    valid tokens under ``renormalize_logits=True``, over the whole vocabulary otherwise. ``num_return_sequences`` rows
+    a prompt come back; where fewer items were found the others hold the prompt, padding and a score of -inf
+    (:func:`read_items` leaves them out). Items longer than the limit on new tokens are not found; in a catalog without
+    end token an item ends with its last token.
 
     ``num_beam_groups`` and ``diversity_penalty`` are honoured. Prompts are encoded once each and their keys and values
     kept once, whatever cache ``generate`` has made. Sharded models (FSDP, DeepSpeed ZeRO-3) are called equally often on
@@ -124,7 +125,9 @@ def _padded(result: BeamSearchResult, prompts: torch.Tensor, wanted: int, config
     if pad is None and min(map(len, rows)) < longest:
         raise ValueError("pad_token_id is missing: rows end at different lengths and are padded with it")
     fill = -1 if pad is None else int(pad.flatten()[0])
-    found = torch.tensor([row + [fill] * (longest - len(row)) for row in rows], dtype=torch.int64).view(-1, longest)
+    found = torch.tensor([row + [fill] * (longest - len(row)) for row in rows], dtype=torch.int64).reshape(
+        len(rows), longest
+    )
     scores = torch.full((len(result.sequences), wanted), -torch.inf)
     for number, own in enumerate(result.sequences_scores):
         scores[number, : len(own)] = torch.from_numpy(own)
