@@ -163,12 +163,13 @@ void bind_constraint(py::module_& module) {
       .finalize();
   py::class_<Constraint, ConstraintPtr>(module, "Constraint")
       .def(py::init([](std::shared_ptr<Trie> trie, std::int64_t begin_token_id, const std::vector<Token>& eos_token_ids,
-                       Unique unique, FilterPtr filter) {
-             return std::make_shared<Constraint>(std::move(trie),
-                                                 ConstraintOptions{as_token(begin_token_id), eos_token_ids, unique},
-                                                 std::move(filter));
+                       Unique unique, FilterPtr filter, std::int64_t vocab_size) {
+             return std::make_shared<Constraint>(
+                 std::move(trie), ConstraintOptions{as_token(begin_token_id), eos_token_ids, unique, vocab_size},
+                 std::move(filter));
            }),
-           arg("trie"), arg("begin_token_id"), arg("eos_token_ids"), arg("unique"), arg("item_filter"))
+           arg("trie"), arg("begin_token_id"), arg("eos_token_ids"), arg("unique"), arg("item_filter"),
+           arg("vocab_size"))
       .def_property_readonly("begin_token_id",
                              [](const Constraint& constraint) { return constraint.options().begin_token; });
   bind_matcher(module);

@@ -8,10 +8,10 @@ namespace gentrie {
 
 namespace {
 
-void check_control_token(const TrieView& view, const char* name, Token token) {
-  if (token < 0 || token >= view.vocab_size) {
+void check_control_token(const TrieView& view, std::int64_t vocab_size, const char* name, Token token) {
+  if (token < 0 || token >= vocab_size) {
     throw std::invalid_argument(std::string(name) + "=" + std::to_string(token) +
-                                " is outside [0, vocab_size=" + std::to_string(view.vocab_size) + ")");
+                                " is outside [0, vocab_size=" + std::to_string(vocab_size) + ")");
   }
   if (token != view.end_token && view.index_of(token) != view.num_tokens) {
     throw std::invalid_argument(std::string(name) + "=" + std::to_string(token) +
@@ -29,8 +29,9 @@ Constraint::Constraint(std::shared_ptr<const Trie> trie, ConstraintOptions optio
     throw std::invalid_argument("item_filter belongs to the trie " + filter_->trie().fingerprint() + ", not to " +
                                 trie_->fingerprint());
   }
+  const std::int64_t vocab_size = std::max<std::int64_t>(view().vocab_size, options_.vocab_size);
   if (is_triggered()) {
-    check_control_token(view(), "begin_token_id", options_.begin_token);
+    check_control_token(view(), vocab_size, "begin_token_id", options_.begin_token);
     if (options_.begin_token == view().end_token) {
       throw std::invalid_argument("begin_token_id=" + std::to_string(options_.begin_token) +
                                   " is the trie's end token");
@@ -42,7 +43,7 @@ Constraint::Constraint(std::shared_ptr<const Trie> trie, ConstraintOptions optio
   std::sort(eos.begin(), eos.end());
   eos.erase(std::unique(eos.begin(), eos.end()), eos.end());
   for (const Token token : eos) {
-    check_control_token(view(), "eos_token_id", token);
+    check_control_token(view(), vocab_size, "eos_token_id", token);
     if (is_triggered() && (token == view().end_token || token == options_.begin_token)) {
       throw std::invalid_argument("eos_token_id=" + std::to_string(token) + " is the " +
                                   (token == options_.begin_token ? "begin" : "trie's end") +
@@ -94,9 +95,10 @@ void Constraint::complete(Cursor* cursor) const {
 }
 
 bool Constraint::allows(const Cursor& cursor, Token token) const {
-  if (token < 0 || token >= view().vocab_size || cursor.state == kOffTrie) return false;
+  if (token < 0 || cursor.state == kOffTrie) return false;
   if (cursor.finished) return is_eos(token);
   if (cursor.state == kFreeText) {
+    if (options_.vocab_size > 0 && token >= options_.vocab_size) return false;
     return token != options_.begin_token || num_left(cursor, view().leaves_below(kRoot)) > 0;
   }
   if (is_complete(cursor)) return is_eos(token);

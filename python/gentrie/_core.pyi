@@ -135,6 +135,7 @@ class Constraint:
         eos_token_ids: Sequence[int],
         unique: Unique,
         item_filter: ItemFilter | None,
+        vocab_size: int,
     ) -> None: ...
     @property
     def begin_token_id(self) -> int: ...

@@ -15,6 +15,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
+    from gentrie.trie import TokenTrie
+
 Int64Array = npt.NDArray[np.int64]
 
 MAX_ROWS = 2**31 - 2
@@ -38,6 +40,28 @@ def integer(name: str, value: object, low: int, high: int) -> int:
     if not low <= number <= high:
         raise ValueError(f"{name}={number} is outside [{low}, {high}]")
     return number
+
+
+def trie(name: str, value: object) -> TokenTrie:
+    """``value`` if it is a :class:`gentrie.TokenTrie`."""
+    from gentrie.trie import TokenTrie
+
+    if isinstance(value, TokenTrie):
+        return value
+    advice = ""
+    if isinstance(value, str | bytes | os.PathLike):
+        advice = f": {name}=TokenTrie.load({value!r}) reads a file"
+    elif isinstance(value, Sequence | np.ndarray):
+        advice = ": TokenTrie.from_sequences builds one from token ids"
+    raise TypeError(f"{name} is a {type(value).__name__}, expected a gentrie.TokenTrie{advice}")
+
+
+def model_vocab_size(value: object, trie_vocab_size: int) -> int:
+    """How many tokens a model has: as many as the trie's vocabulary, or more."""
+    size = integer("vocab_size", value, 1, 2**31 - 1)
+    if size < trie_vocab_size:
+        raise ValueError(f"vocab_size={size} is less than the trie's, {trie_vocab_size}")
+    return size
 
 
 def optional_count(name: str, value: object, high: int) -> int:
@@ -164,19 +188,32 @@ def string_map(name: str, value: Mapping[Any, Any] | None) -> dict[str, str]:
 
 
 def bitmask(mask: object, vocab_size: int) -> tuple[int, int, int, int]:
-    """An int32 token bitmask [batch, words] on the CPU whose rows are contiguous and cover ``vocab_size``.
+    """An int32 token bitmask [batch, words] on the CPU whose rows are contiguous, apart, and cover ``vocab_size``.
 
     Returns ``(address, batch, words, words from one row to the next)``. Engines fill one at every token, so a sound
     mask is seen to be so in one expression.
     """
     if is_tensor(mask) and mask.is_cpu and mask.dim() == 2 and mask.dtype is sys.modules["torch"].int32:
         batch, words = mask.shape
-        if words * 32 >= vocab_size:
+        if words * 32 >= vocab_size and mask.layout is sys.modules["torch"].strided:
             if mask.is_contiguous():
-                return mask.data_ptr(), batch, words, words
-            if mask.stride(1) == 1:
-                return mask.data_ptr(), batch, words, mask.stride(0)
+                return address("bitmask", mask), batch, words, words
+            if mask.stride(1) == 1 and mask.stride(0) >= words:
+                return address("bitmask", mask), batch, words, mask.stride(0)
     _refuse_bitmask(mask, vocab_size)
+
+
+def address(name: str, tensor: torch.Tensor) -> int:
+    """Where a tensor's data lies. Fake and functional tensors and those of zeros without storage have none."""
+    try:
+        pointer = 0 if type(tensor).__name__ == "FakeTensor" else tensor.data_ptr()
+    except RuntimeError:
+        pointer = 0
+    if pointer == 0 and tensor.numel() > 0:
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__} without data in memory, expected an ordinary torch.Tensor"
+        )
+    return pointer
 
 
 def row_indices(name: str, value: object, count: int | None, num_rows: int) -> Int64Array:
@@ -208,7 +245,10 @@ def history_and_scores(input_ids: object, scores: object, vocab_size: int) -> tu
         raise ValueError(f"scores has {values.shape[1]} columns, fewer than the trie's vocab_size={vocab_size}")
     if ids.device != values.device:
         raise ValueError(f"input_ids is on {ids.device}, scores on {values.device}, expected one device")
-    return ids, values
+    for name, tensor in (("input_ids", ids), ("scores", values)):
+        if tensor.is_cpu:
+            address(name, tensor)
+    return ids.resolve_neg(), values.resolve_neg()  # a view of negated numbers holds others than it shows
 
 
 def _refuse_bitmask(mask: object, vocab_size: int) -> NoReturn:
@@ -222,7 +262,9 @@ def _refuse_bitmask(mask: object, vocab_size: int) -> NoReturn:
         raise ValueError(f"bitmask is on {mask.device}, expected the CPU")
     if mask.shape[1] * 32 < vocab_size:
         raise ValueError(f"bitmask has {mask.shape[1]} words a row, fewer than vocab_size={vocab_size} needs")
-    raise ValueError(f"bitmask has strides {mask.stride()}, expected contiguous rows")
+    if mask.layout != sys.modules["torch"].strided:
+        raise TypeError(f"bitmask has layout {mask.layout}, expected torch.strided")
+    raise ValueError(f"bitmask has strides {mask.stride()}, expected contiguous rows that share no memory")
 
 
 def _is_array(value: object) -> TypeGuard[npt.NDArray[Any] | torch.Tensor]:

@@ -43,7 +43,8 @@ def apply_token_bitmask_inplace(
     """Set forbidden logits to -inf.
 
     Equal to ``logits[i, t] = -inf`` for every row i in ``indices`` and every t that row i of the bitmask forbids or
-    does not cover.
+    does not cover. Autograd sees the change: gradients are those of that loop, and what was saved for a backward pass
+    before is known to have changed.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ def apply_token_bitmask_inplace(
     Raises
     ------
     ValueError, TypeError
-        For other dtypes, shapes, devices, or rows outside both.
+        For other dtypes, shapes, devices, logits whose rows share memory, or rows outside both.
     """
     library: Any = require("torch", extra="hf")
     for name, tensor in (("logits", logits), ("bitmask", bitmask)):
@@ -79,24 +80,29 @@ def apply_token_bitmask_inplace(
     limit = mask.shape[1] * 32 if vocab_size is None else _validate.integer("vocab_size", vocab_size, 0, 2**31 - 1)
     chosen = _validate.row_indices("indices", indices, None, min(rows.shape[0], mask.shape[0]))
     width = rows.shape[1]
-    if logits.device.type != "cpu" or (width > 1 and rows.stride(1) != 1):
+    if rows.shape[0] > 1 and width > 0 and (rows.stride(0) == 0 or (rows.stride(1) == 1 and rows.stride(0) < width)):
+        raise ValueError(f"logits has strides {logits.stride()}: its rows share memory")
+    is_recorded = logits.requires_grad and library.is_grad_enabled()
+    if is_recorded or logits.device.type != "cpu" or logits.is_neg() or (width > 1 and rows.stride(1) != 1):
         from gentrie.kernels import reference
 
         reference.apply_token_bitmask(rows, mask, limit, library.from_numpy(chosen).to(logits.device))
         return
     mask = mask if mask.shape[1] < 2 or mask.stride(1) == 1 else mask.contiguous()
     _core.apply_bitmask(
-        rows.data_ptr(),
+        _validate.address("logits", rows),
         width,
         rows.stride(0),
         rows.element_size(),
         minus_infinity(rows.dtype),
-        mask.data_ptr(),
+        _validate.address("bitmask", mask),
         mask.shape[1],
         mask.stride(0),
         limit,
         chosen,
     )
+    if not logits.is_inference():
+        library.autograd.graph.increment_version(logits)
 
 
 @cache

@@ -39,7 +39,9 @@ class HistoryRules:
         unique: bool | Literal["item"],
         item_filter: Any,
         on_dead: Literal["eos", "error", "mask"],
+        vocab_size: int | None = None,
     ) -> None:
+        _validate.trie("trie", trie)
         given = [
             name
             for name, value in (
@@ -55,6 +57,9 @@ class HistoryRules:
                 "text), prompt_length or after (the response is one item) says where items begin"
             )
         self.trie = trie
+        self.vocab_size = trie.vocab_size  # of the model, as far as known
+        if vocab_size is not None:
+            self.vocab_size = _validate.model_vocab_size(vocab_size, trie.vocab_size)
         self.on_dead: str = _validate.choice("on_dead", on_dead, ("eos", "error", "mask"))
         self.eos_token_ids = _validate.tokens_of("eos_token_id", eos_token_id, trie.vocab_size)
         if begin_token_id is not None and not self.eos_token_ids and (unique is not False or on_dead == "eos"):
@@ -93,6 +98,9 @@ class HistoryRules:
         ``batch_id`` is the prompt's number. One history cannot tell a beam that fills up from a mistake, so that a
         history that has left the trie raises under ``on_dead="error"`` only.
         """
+        if not _validate.is_tensor(input_ids) or input_ids.is_floating_point() or input_ids.dim() != 1:
+            what = f"{input_ids.dtype} {list(input_ids.shape)}" if _validate.is_tensor(input_ids) else type(input_ids)
+            raise TypeError(f"input_ids is {what}, expected a tensor of token ids [length]")
         reader, lengths = self._reader, self.prompt_lengths
         if reader.num_constraints > 1:
             reader = reader.row(_validate.integer("batch_id", batch_id, 0, reader.num_constraints - 1))
@@ -100,7 +108,7 @@ class HistoryRules:
             row = _validate.integer("batch_id", batch_id, 0, lengths.size - 1)
             lengths = lengths[row : row + 1]
         allowed, ids = self._read(reader, input_ids.cpu().reshape(1, -1), lengths)
-        every = list(range(self.trie.vocab_size))
+        every = list(range(self.vocab_size))
         if allowed is None:
             return every
         if not allowed.is_open:

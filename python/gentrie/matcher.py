@@ -23,15 +23,18 @@ def make_constraint(
     eos_token_id: int | Sequence[int] | None,
     unique: bool | Literal["item"],
     item_filter: _core.ItemFilter | None,
+    vocab_size: int = 0,
 ) -> _core.Constraint:
-    """The rules for one history, checked."""
+    """The rules for one history, checked. ``vocab_size`` is the model's, 0 where it is not known."""
+    limit = max(trie.vocab_size, vocab_size)
     modes = {False: _core.Unique.NO, True: _core.Unique.SEQUENCE, "item": _core.Unique.ITEM}
     return _core.Constraint(
         trie._core,
-        _validate.optional_token("begin_token_id", begin_token_id, trie.vocab_size),
-        _validate.tokens_of("eos_token_id", eos_token_id, trie.vocab_size),
+        _validate.optional_token("begin_token_id", begin_token_id, limit),
+        _validate.tokens_of("eos_token_id", eos_token_id, limit),
         modes[_validate.choice("unique", unique, (False, True, "item"))],
         item_filter,
+        vocab_size,
     )
 
 
@@ -53,14 +56,19 @@ class TrieMatcher:
         catalog lists it.
     item_filter
         Items that may be given: ids, or a boolean array indexed by item id.
+    vocab_size
+        Tokens that the model has (the width of its logits), where it has more than the trie's ``vocab_size``. In free
+        text all of them may follow. Default: not known; free text takes any token id, and
+        :meth:`get_allowed_tokens` lists those of the trie's vocabulary.
 
     Raises
     ------
     ValueError, TypeError
-        For a control token outside the vocabulary or inside the catalog's sequences, and for bad filters.
+        For a control token outside the vocabulary or inside the catalog's sequences, a ``vocab_size`` below the
+        trie's, and for bad filters.
     """
 
-    __slots__ = ("_constraint", "_core", "_vocab_size", "trie")
+    __slots__ = ("_constraint", "_core", "_trie", "_vocab_size")
 
     def __init__(
         self,
@@ -70,11 +78,20 @@ class TrieMatcher:
         eos_token_id: int | Sequence[int] | None = None,
         unique: bool | Literal["item"] = False,
         item_filter: Any = None,
+        vocab_size: int | None = None,
     ) -> None:
-        self.trie = trie
-        self._vocab_size = trie.vocab_size
-        self._constraint = make_constraint(trie, begin_token_id, eos_token_id, unique, make_filter(trie, item_filter))
+        self._trie = _validate.trie("trie", trie)
+        known = 0 if vocab_size is None else _validate.model_vocab_size(vocab_size, trie.vocab_size)
+        self._vocab_size = known or trie.vocab_size
+        self._constraint = make_constraint(
+            trie, begin_token_id, eos_token_id, unique, make_filter(trie, item_filter), known
+        )
         self._core = _core.Matcher(self._constraint)
+
+    @property
+    def trie(self) -> TokenTrie:
+        """The catalog."""
+        return self._trie
 
     @property
     def state(self) -> int:
@@ -120,31 +137,43 @@ class TrieMatcher:
     def fork(self) -> TrieMatcher:
         """An independent matcher at the same place, rollback included."""
         copy = object.__new__(TrieMatcher)
-        copy.trie, copy._vocab_size, copy._constraint = self.trie, self._vocab_size, self._constraint
+        copy._trie, copy._vocab_size, copy._constraint = self._trie, self._vocab_size, self._constraint
         copy._core = self._core.fork()
         return copy
+
+    __copy__ = fork
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrieMatcher:
+        return self.fork()
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            "a TrieMatcher is not pickled: make one in the other process, from the same trie, and let it accept the "
+            "tokens so far"
+        )
 
     def is_terminated(self) -> bool:
         """Whether the response has ended; when triggered, whether the turn has."""
         return self._core.is_terminated()
 
     def get_allowed_tokens(self) -> npt.NDArray[np.int32]:
-        """Tokens that may follow, ascending; int32. In free text all of the vocabulary."""
+        """Tokens that may follow, ascending; int32. In free text [0, vocab_size), the model's where it was given."""
         verdict, tokens = self._core.allowed_tokens()
         if verdict > _core.Verdict.FREE_NO_BEGIN:
             return np.sort(tokens)
-        every = np.arange(self.trie.vocab_size, dtype=np.int32)
+        every = np.arange(self._vocab_size, dtype=np.int32)
         return every if verdict == _core.Verdict.FREE else np.delete(every, self._constraint.begin_token_id)
 
     def fill_next_token_bitmask(self, bitmask: torch.Tensor, index: int = 0) -> bool:
         """Write row ``index`` of a token bitmask (int32 [batch, words], 1 = allowed, on the CPU).
 
-        Returns whether it forbids anything; if not, applying it may be skipped.
+        Returns whether it forbids anything that the model has; if not, applying it may be skipped. In free text all
+        bits are set, those beyond the trie's vocabulary too.
 
         Raises
         ------
         ValueError, TypeError
-            For a bitmask of another dtype, device or shape, or an index outside it.
+            For a bitmask of another dtype, device or shape or whose rows share memory, or an index outside it.
         """
         address, batch, num_words, stride = _validate.bitmask(bitmask, self._vocab_size)
         if index.__class__ is not int or not 0 <= index < batch:
@@ -171,11 +200,15 @@ def batch_fill_next_token_bitmask(
     Raises
     ------
     ValueError, TypeError
-        For a bitmask of another dtype, device or shape, and for indices outside it or given twice.
+        For a bitmask of another dtype, device or shape or whose rows share memory, and for indices outside it or
+        given twice.
     """
+    for i, matcher in enumerate(matchers):
+        if not isinstance(matcher, TrieMatcher):
+            raise TypeError(f"matchers[{i}] is a {type(matcher).__name__}, expected a TrieMatcher")
     if not matchers:
         return
-    address, batch, num_words, stride = _validate.bitmask(bitmask, max(m.trie.vocab_size for m in matchers))
+    address, batch, num_words, stride = _validate.bitmask(bitmask, max(m._vocab_size for m in matchers))
     rows = _validate.row_indices("indices", indices, len(matchers), batch)
     if np.unique(rows).size != rows.size:
         raise ValueError(f"indices={rows.tolist()} names a row twice")

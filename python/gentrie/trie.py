@@ -632,11 +632,13 @@ class TokenTrie:
         unique: bool | Literal["item"] = False,
         item_filter: Any = None,
         on_dead: Literal["eos", "error", "mask"] = "eos",
+        vocab_size: int | None = None,
     ) -> Callable[[int, torch.Tensor], list[int]]:
         """A ``prefix_allowed_tokens_fn(batch_id, input_ids) -> list[int]`` for code that wants that hook.
 
         The arguments are those of :class:`gentrie.generation.TrieLogitsProcessor`, which does the same at a fraction
         of the cost: ``transformers`` turns each list into a mask of the whole vocabulary.
+        ``vocab_size``: tokens that the model has, where it has more than this trie's; free text may use them all.
         """
         from gentrie.history import HistoryRules
 
@@ -649,6 +651,7 @@ class TokenTrie:
             unique=unique,
             item_filter=item_filter,
             on_dead=on_dead,
+            vocab_size=vocab_size,
         ).allowed_list
 
 

@@ -128,6 +128,62 @@ def test_bad_batches_are_named(indices: Any, options: dict[str, Any], kind: type
     assert torch.equal(mask, before)
 
 
+def fake(*shape: int) -> Any:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.zeros(shape, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "part"),
+    [
+        (torch.zeros(1, 2, dtype=torch.int32).expand(2, 2), ValueError, r"strides \(0, 1\).*share no memory"),
+        (torch.zeros(4, dtype=torch.int32).as_strided((2, 2), (1, 1)), ValueError, r"strides \(1, 1\)"),
+        (torch._efficientzerotensor((2, 2), dtype=torch.int32), TypeError, "without data in memory"),
+        (fake(2, 2), TypeError, "FakeTensor without data in memory"),
+    ],
+    ids=["expanded", "overlapping", "zero", "fake"],
+)
+def test_masks_without_memory_of_their_own_are_refused(mask: Any, kind: type[Exception], part: str):
+    with pytest.raises(kind, match=part):
+        matcher_of(40).fill_next_token_bitmask(mask, 1)
+    with pytest.raises(kind, match=part):
+        gentrie.batch_fill_next_token_bitmask([matcher_of(40), matcher_of(40)], mask)
+
+
+def test_batches_hold_matchers():
+    with pytest.raises(TypeError, match=r"matchers\[1\] is a TokenTrie"):
+        gentrie.batch_fill_next_token_bitmask([matcher_of(40), matcher_of(40).trie], random_mask(2, 2))
+
+
+def test_autograd_sees_what_is_masked():
+    mask = torch.tensor([[6]], dtype=torch.int32)  # tokens 1 and 2
+    leaf = torch.ones(1, 4, requires_grad=True)
+    logits = leaf * 1
+    masks.apply_token_bitmask_inplace(logits, mask)
+    logits.clamp(min=-1).sum().backward()
+    assert leaf.grad.tolist() == [[0, 1, 1, 0]]
+    with pytest.raises(RuntimeError, match="leaf"):
+        masks.apply_token_bitmask_inplace(leaf, mask)
+    saved = torch.ones(1, 4)
+    product = (saved * leaf).sum()
+    masks.apply_token_bitmask_inplace(saved, mask)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    with torch.inference_mode():
+        scores = torch.ones(1, 4)
+        masks.apply_token_bitmask_inplace(scores, mask)
+        assert scores.tolist() == [[-torch.inf, 1, 1, -torch.inf]]
+
+
+def test_views_of_negated_logits():
+    logits = torch.view_as_complex(torch.arange(8.0).reshape(1, 4, 2)).conj().imag
+    expected = by_loop(logits, torch.tensor([[6]]), 32, [0])
+    masks.apply_token_bitmask_inplace(logits, torch.tensor([[6]], dtype=torch.int32))
+    assert torch.equal(logits, expected)
+
+
 LOGITS, MASK = torch.zeros(2, 64), torch.zeros(2, 2, dtype=torch.int32)
 
 
@@ -142,6 +198,9 @@ LOGITS, MASK = torch.zeros(2, 64), torch.zeros(2, 2, dtype=torch.int32)
         (LOGITS, MASK[None], {}, ValueError, r"bitmask has shape \(1, 2, 2\)"),
         (LOGITS, MASK[:1], {}, ValueError, "2 rows, bitmask has 1"),
         (LOGITS.to("meta"), MASK, {}, ValueError, "meta"),
+        (LOGITS[:1].expand(2, 64), MASK, {}, ValueError, r"logits has strides \(0, 1\)"),
+        (fake(2, 64).float(), MASK, {}, TypeError, "logits is a FakeTensor without data"),
+        (LOGITS, fake(2, 2), {}, TypeError, "bitmask is a FakeTensor without data"),
         (LOGITS, MASK, {"indices": [0, 2]}, ValueError, r"indices\[1\]=2"),
         (LOGITS, MASK, {"indices": [-1]}, ValueError, r"indices\[0\]=-1"),
         (LOGITS, MASK, {"indices": [0.0]}, TypeError, "indices has dtype float64"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import hypothesis.strategies as st
 import pytest
 from histories import Case, cases, tokens_met
@@ -121,6 +124,69 @@ def test_unique_closes_the_begin_token_and_a_turn_opens_it_again():
     by_item = TrieMatcher(trie, begin_token_id=BEGIN, eos_token_id=EOS, unique="item")
     assert by_item.accept_tokens([BEGIN, 6, 4, BEGIN, 6, 4])
     assert not by_item.accept_tokens([BEGIN, 6])
+
+
+WIDER = TokenTrie.from_sequences([[5, 6], [7]], vocab_size=64, end_token_id=4)
+
+
+@pytest.mark.parametrize("vocab_size", [None, 96])
+def test_free_text_uses_every_token_of_a_wider_model(vocab_size: int | None):
+    """What the bitmask leaves open is accepted, and listed where the model's size is known."""
+    matcher = TrieMatcher(WIDER, begin_token_id=BEGIN, eos_token_id=EOS, vocab_size=vocab_size)
+    mask = torch.zeros(1, 3, dtype=torch.int32)
+    assert not matcher.fill_next_token_bitmask(mask)
+    assert mask.eq(-1).all()
+    assert matcher.validate_tokens(range(2, 96)) == 94
+    assert matcher.get_allowed_tokens().tolist() == list(range(vocab_size or 64))
+    assert matcher.accept_token(70)
+    assert matcher.accept_token(96) is (vocab_size is None)
+    assert matcher.accept_tokens([BEGIN, 5])
+    assert not matcher.accept_token(70)
+    assert matcher.fill_next_token_bitmask(mask)
+    assert mask.tolist() == [[1 << 6, 0, 0]]
+
+
+def test_control_tokens_of_a_wider_model():
+    arguments = {"begin_token_id": 80, "eos_token_id": 95, "unique": True}
+    with pytest.raises(ValueError, match="begin_token_id=80"):
+        TrieMatcher(WIDER, **arguments)
+    with pytest.raises(ValueError, match="vocab_size=63 is less than the trie's, 64"):
+        TrieMatcher(WIDER, vocab_size=63)
+    matcher = TrieMatcher(WIDER, **arguments, vocab_size=96)
+    assert matcher.accept_tokens([80, 5, 6, 4, 80, 7, 4])
+    mask = torch.zeros(1, 3, dtype=torch.int32)
+    assert matcher.fill_next_token_bitmask(mask)
+    assert mask.tolist() == [[-1, -1, -1 ^ 1 << 16]]
+    assert 80 not in matcher.get_allowed_tokens()
+    assert not matcher.accept_token(80)
+    with pytest.raises(ValueError, match="2 words a row, fewer than vocab_size=96"):
+        matcher.fill_next_token_bitmask(mask[:, :2])
+    assert matcher.accept_token(95)
+    assert matcher.is_terminated()
+
+
+def test_copies_are_forks_and_the_trie_stays():
+    matcher = TrieMatcher(WIDER)
+    for copied in (copy.copy(matcher), copy.deepcopy(matcher)):
+        assert copied.accept_token(7)
+    assert matcher.num_accepted == 0
+    with pytest.raises(TypeError, match="make one in the other process"):
+        pickle.dumps(matcher)
+    with pytest.raises(AttributeError):
+        matcher.trie = WIDER
+
+
+@pytest.mark.parametrize(
+    ("trie", "part"),
+    [
+        ("items.safetensors", r"trie is a str.*TokenTrie\.load\('items\.safetensors'\)"),
+        ([[1, 2]], r"trie is a list.*from_sequences"),
+        (None, "trie is a NoneType, expected a gentrie.TokenTrie"),
+    ],
+)
+def test_what_is_no_trie_is_refused(trie: object, part: str):
+    with pytest.raises(TypeError, match=part):
+        TrieMatcher(trie)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ struct ConstraintOptions {
   Token begin_token = kNoToken;
   std::vector<Token> eos_tokens;  ///< each ends a turn (triggered) or the response
   Unique unique = Unique::kNo;
+  /// Tokens that the model has, where it has more than the catalog's vocabulary; 0: not known, any may stand in free
+  /// text.
+  std::int64_t vocab_size = 0;
 };
 
 /// What a history may go on with.
@@ -51,7 +54,7 @@ struct Cursor {
 /// time.
 class Constraint {
  public:
-  /// \throws std::invalid_argument for control tokens outside the vocabulary or inside the catalog's sequences.
+  /// \throws std::invalid_argument for control tokens outside the model's vocabulary or inside the catalog's sequences.
   Constraint(std::shared_ptr<const Trie> trie, ConstraintOptions options,
              std::shared_ptr<const ItemFilter> filter = nullptr);
 
