@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FIRST_TOKEN, PAD, VOCAB_SIZE, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
-from tree_models import PACKED, PADDED, logits_behind, tree_model
+from tree_models import LATENT, PACKED, PADDED, logits_behind, tree_model
 
-from gentrie.generation import tree_head
+from gentrie.generation import tree_attention, tree_head
+from gentrie.generation.tree_attention import Step, UnsupportedModelError
 from gentrie.generation.tree_decoder import TreeDecoder
+from gentrie.generation.tree_packed import PackedForward
 from gentrie.generation.tree_slots import TreeSlots
 
 token = st.integers(FIRST_TOKEN, VOCAB_SIZE - 1)
@@ -54,14 +56,14 @@ class Tree:
         assert bool((error < 1e-5 * expected.abs().amax(1).clamp(min=1)).all())
 
 
-@pytest.mark.parametrize("kind", PACKED + PADDED)
+@pytest.mark.parametrize("kind", PACKED + PADDED + LATENT)
 @settings(max_examples=6)
 @given(data=st.data())
 def test_any_tree_equals_the_plain_model(kind, data):
     model = tree_model(kind)
     before = model.config._attn_implementation
     tree = Tree(model, data.draw(prompts_of_tokens), data.draw(st.sampled_from(["left", "right"])))
-    assert tree.decoder.packed == (kind in PACKED)
+    assert kind in LATENT or tree.decoder.packed == (kind in PACKED)
     live = [int(slot) for slot in tree.decoder.prompt_slots]
     for _ in range(data.draw(st.integers(1, 4))):
         count = data.draw(st.integers(1, 9))
@@ -312,3 +314,34 @@ def test_slots_keep_a_forest(data):
         assert [tuple(row[row >= 0].tolist()) for row in slots.ancestors(every)] == list(paths.values())
         assert slots.depths_of(every).tolist() == [len(path) for path in paths.values()]
         assert slots.num_live == len(paths)
+
+
+def test_layers_that_attend_to_something_else_than_they_store_are_refused():
+    keys, values = torch.rand(1, 2, 3, 4), torch.rand(1, 2, 3, 4)
+    nothing = torch.empty(3, 0, dtype=torch.int64)
+    step = Step(None, nothing, nothing.bool(), [], stored={0: (keys, values)})
+    module = torch.nn.Identity()
+    tree_attention._refuse_others(module, step, 0, keys, values.clone())
+    tree_attention._refuse_others(module, step, 0, keys.double(), values)
+    for own in (keys * 2, keys[..., :2], torch.cat([keys, keys], dim=1)):
+        with pytest.raises(UnsupportedModelError, match="Identity of layer 0 attends to other keys and values"):
+            tree_attention._refuse_others(module, step, 0, own, values)
+
+
+def test_a_model_that_fails_on_packed_rows_runs_on_padded_ones(monkeypatch):
+    model, ids = tree_model("llama"), torch.tensor([[5, 6]])
+    packed = TreeDecoder(model, ids)
+
+    def failing(error):
+        def encode(*_, **__):
+            raise error
+
+        monkeypatch.setattr(PackedForward, "encode", encode)
+
+    failing(TypeError("'NoneType' object is not subscriptable"))  # such as of a mask that is not there
+    padded = TreeDecoder(model, ids)
+    assert (packed.packed, padded.packed) == (True, False)
+    torch.testing.assert_close(padded.prompt_hidden, packed.prompt_hidden)
+    failing(torch.OutOfMemoryError("no room"))
+    with pytest.raises(torch.OutOfMemoryError):
+        TreeDecoder(model, ids)

@@ -39,10 +39,31 @@ _OWN: dict[str, dict[str, Any]] = {
     "Granite": {"logits_scaling": 4.0, "attention_multiplier": 0.3, "head_dim": 4},
     "GptOss": {"sliding_window": 4, "num_local_experts": 2, "num_experts_per_tok": 1, "rope_scaling": None},
     "Bloom": {"n_head": 4, "n_layer": 2},
+    "MiniMax": {"num_local_experts": 2, "num_experts_per_tok": 1},
 }
+_LATENT = {
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 12,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+_OWN |= dict.fromkeys(("DeepseekV2", "DeepseekV3", "Glm4MoeLite", "MiniCPM3"), _LATENT)
 
 PACKED = ("llama", "gpt2", "Qwen2", "Qwen3", "Mistral", "Gemma2", "Cohere", "Granite", "GptOss")
-PADDED = ("t5", "tied_t5", "Bloom")
+PADDED = ("t5", "tied_t5", "Bloom", "MiniMax")
+LATENT = tuple(  # newer releases store latents, older ones the keys and values that are made from them
+    kind for kind in ("DeepseekV2", "DeepseekV3", "Glm4MoeLite", "MiniCPM3") if hasattr(transformers, f"{kind}Config")
+)
 
 
 @functools.cache

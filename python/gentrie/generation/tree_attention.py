@@ -49,7 +49,7 @@ class Step:
     above: torch.Tensor
     blocks: list[Block]
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-    stored: set[int] = field(default_factory=set)
+    stored: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     attended: set[int] = field(default_factory=set)
 
 
@@ -78,7 +78,7 @@ class TreeCache(Cache):
         if step is None:
             raise RuntimeError("the cache of a TreeDecoder works only inside its own calls")
         layer = self.stores.setdefault(layer_idx, _Layer())
-        step.stored.add(layer_idx)
+        step.stored[layer_idx] = key_states, value_states
         if step.slots is None:
             batch, row = step.blocks[0].batch, step.blocks[0].row
             pair = tuple(x[0].transpose(0, 1)[row].transpose(1, 2).contiguous() for x in (key_states, value_states))
@@ -168,6 +168,7 @@ def _attend(
     step = cache.step
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
     _refuse(module, step, layer_idx, query.shape[2], attention_mask, sliding_window, others)
+    _refuse_others(module, step, layer_idx, key, value)
     step.attended.add(layer_idx)
     layer = cache.stores[layer_idx]
     rows = query[0].transpose(0, 1)
@@ -212,6 +213,20 @@ def _refuse(
         raise UnsupportedModelError(f"{name} of layer {layer_idx} is a layer of type {kind!r}")
     if kind == "sliding_attention" and sliding_window is None:
         raise UnsupportedModelError(f"{name} of layer {layer_idx} does not say how wide its window is")
+
+
+def _refuse_others(module: torch.nn.Module, step: Step, layer_idx: int, *attended: torch.Tensor) -> None:
+    """Raise where the layer attends to something else than it stores, such as keys that it makes from stored latents.
+
+    Tensors that were converted on the way are compared once, while prompts are encoded, as that waits for the device.
+    """
+    for stored, own in zip(step.stored[layer_idx], attended, strict=True):
+        if own is stored:
+            continue
+        if own.shape != stored.shape or (step.slots is None and not torch.equal(own, stored.to(own.dtype))):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} of layer {layer_idx} attends to other keys and values than it stores"
+            )
 
 
 def _no_longer(block: Block, sliding_window: int | None) -> bool:

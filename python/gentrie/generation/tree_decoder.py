@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from gentrie.generation._compiled import Uncompiled
-from gentrie.generation.tree_attention import UnsupportedModelError
 from gentrie.generation.tree_head import TreeHead, WholeHead, tempered
 from gentrie.generation.tree_packed import PackedForward
 from gentrie.generation.tree_padded import PaddedForward
@@ -287,7 +286,11 @@ class TreeDecoder:
                 hidden = packed.encode(inputs, lengths)
                 self._forward = packed
                 return hidden
-            except UnsupportedModelError:
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                # Refused by name, or failed for want of a mask or a cache of another kind: padded rows have the model's
+                # own. Where the prompts are at fault they fail again.
                 pass
         if self._forward is None:
             padded = PaddedForward(self._model, self._slots, start=self._start, whole_model=self._whole)

@@ -61,7 +61,7 @@ class PackedForward:
             self._cache.forget_prompts(len(self._batches))
             raise
         layers = set(range(self._body.config.get_text_config(decoder=True).num_hidden_layers))
-        if step.stored != layers or step.attended != layers:
+        if step.stored.keys() != layers or step.attended != layers:
             raise UnsupportedModelError(
                 f"{type(self._body).__name__} does not use the attention interface in every layer"
             )

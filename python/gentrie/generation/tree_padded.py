@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from gentrie.generation._cache_names import cache_name, find_cache
@@ -175,8 +175,13 @@ def _layers(cache: Any) -> list[Any]:
 
 
 def _copyable(cache: Any) -> Any:
-    """The cache if each of its layers holds keys and values by row, else None."""
-    layers = _layers(cache) if hasattr(cache, "layers") or isinstance(cache, EncoderDecoderCache) else []
+    """The cache if it holds keys and values by row in each of its layers, and nothing besides, else None.
+
+    A class of the model's own may keep states elsewhere, which a shallow copy would share.
+    """
+    if type(cache) not in (DynamicCache, EncoderDecoderCache):
+        return None
+    layers = _layers(cache)
     plain = all(
         isinstance(getattr(layer, "keys", None), torch.Tensor) and not hasattr(layer, "conv_states") for layer in layers
     )
