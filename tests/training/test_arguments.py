@@ -91,22 +91,29 @@ def test_bear(arguments: dict[str, Any], error: type[Exception], says: str) -> N
     [
         ({"hidden": None}, TypeError, "hidden is a NoneType"),
         ({"hidden": torch.zeros(2, 4)}, ValueError, "labels has shape (2, 2) and hidden (2, 4)"),
-        ({"lm_head_weight": torch.nn.Linear(4, 6)}, TypeError, "lm_head_weight is a Linear"),
+        ({"lm_head": None}, TypeError, "lm_head is a NoneType, expected the module"),
         (
-            {"lm_head_weight": torch.zeros(6, 3)},
+            {"lm_head": torch.zeros(6, 3)},
             ValueError,
-            "lm_head_weight has shape (6, 3), expected [vocabulary, 4]",
+            "lm_head has shape (6, 3), expected [vocabulary, 4]",
         ),
-        ({"lm_head_weight": torch.zeros(5, 4)}, ValueError, ""),
-        ({"lm_head_weight": HEAD.to("meta")}, ValueError, "lm_head_weight is on meta"),
-        ({"lm_head_weight": torch.zeros(6, 4, dtype=torch.int8)}, TypeError, "Tensor of torch.int8"),
+        ({"lm_head": torch.zeros(5, 4)}, ValueError, ""),
+        ({"lm_head": HEAD.to("meta")}, ValueError, "lm_head is on meta"),
+        ({"lm_head": torch.zeros(6, 4, dtype=torch.int8)}, TypeError, "Tensor of torch.int8"),
         (
-            {"lm_head_weight": Params4bit(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)},
+            {"lm_head": Params4bit(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)},
             TypeError,
             "Params4bit of torch.uint8: the rows of a quantised",
         ),
-        ({"lm_head_weight": HEAD.as_subclass(PackedTensor)}, TypeError, "PackedTensor of torch.float32"),
-        ({"lm_head_weight": HEAD.to(torch.float8_e4m3fn)}, TypeError, "torch.float8_e4m3fn"),
+        ({"lm_head": HEAD.as_subclass(PackedTensor)}, TypeError, "PackedTensor of torch.float32"),
+        ({"lm_head": HEAD.to(torch.float8_e4m3fn)}, TypeError, "torch.float8_e4m3fn"),
+        ({"lm_head": torch.nn.Identity()}, TypeError, "the LM head is a Identity"),
+        ({"lm_head": torch.nn.Linear(3, 6)}, ValueError, "lm_head has shape (6, 3), expected [vocabulary, 4]"),
+        (
+            {"lm_head": torch.nn.Linear(4, 6), "lm_head_bias": torch.zeros(6)},
+            ValueError,
+            "lm_head_bias is given beside a module",
+        ),
         ({"lm_head_bias": torch.zeros(4)}, ValueError, "lm_head_bias has shape (4,), expected [6]"),
         ({"lm_head_bias": [0.0] * 6}, TypeError, "lm_head_bias is a list"),
         ({"lm_head_bias": torch.zeros(6, device="meta")}, ValueError, "lm_head_bias is on meta"),
@@ -115,7 +122,7 @@ def test_bear(arguments: dict[str, Any], error: type[Exception], says: str) -> N
     ],
 )
 def test_head(loss: Any, arguments: dict[str, Any], error: type[Exception], says: str) -> None:
-    everything = {"hidden": HIDDEN, "lm_head_weight": HEAD, "labels": LABELS, **arguments}
+    everything = {"hidden": HIDDEN, "lm_head": HEAD, "labels": LABELS, **arguments}
     if loss is not linear_sft_loss:
         everything["trie"] = TRIE
     with pytest.raises(error) as raised:

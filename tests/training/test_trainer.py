@@ -311,20 +311,50 @@ def test_adapters_and_checkpointing(tmp_path: Path) -> None:
             assert torch.equal(weight, frozen[name])
 
 
-def test_a_head_that_trains_whole_beside_adapters(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+        ("llama", {"target_modules": ["lm_head"], "use_dora": True}),
+        ("gpt2", {"target_modules": ["c_attn"], "trainable_token_indices": [10, 15, END], "fan_in_fan_out": True}),
+    ],
+    ids=["modules_to_save", "lora", "dora", "tokens of a tied head"],
+)
+def test_adapters_on_the_head(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    config = {"task_type": "CAUSAL_LM", "init_lora_weights": False}
-    model = peft.get_peft_model(
-        model_of("llama"), peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], **config)
-    )
+    config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options)
+    model = peft.get_peft_model(model_of(kind), config)
     reference = copy.deepcopy(model)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     expected = sgd_step(reference, written_out(reference, **OPTIONS))
-    common = {"train_dataset": FEATURES, "data_collator": ItemCollator(TRIE, PAD), "trie": TRIE}
-    BearTrainer(model, arguments(tmp_path), loss_options=OPTIONS, **common).train()
+    BearTrainer(
+        model,
+        arguments(tmp_path),
+        train_dataset=FEATURES,
+        data_collator=ItemCollator(TRIE, PAD),
+        trie=TRIE,
+        loss_options=OPTIONS,
+        callbacks=[RecommendationCallback(TRIE, [[30]], [0], pad_token_id=PAD, ks=(3,))],
+        eval_dataset=FEATURES,
+    ).train()
     same_parameters(model, expected)
-    adapted = peft.get_peft_model(model_of("llama"), peft.LoraConfig(target_modules=["lm_head"], **config))
-    with pytest.raises(TypeError, match="an adapter whose weight is not the head's"):
-        BearTrainer(adapted, arguments(tmp_path), **common).train()
+    moved = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
+    assert any("lm_head" in name or "trainable_tokens_delta" in name for name in moved)
+
+
+def test_dropout_of_an_adapter_on_the_head(tmp_path: Path) -> None:
+    """The first step compares logits without it, and trains with it."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["lm_head"], lora_dropout=0.5, init_lora_weights=False)
+    model = peft.get_peft_model(model_of("llama"), config)
+    common = {"train_dataset": FEATURES, "data_collator": ItemCollator(TRIE, PAD), "trie": TRIE}
+    trainer = BearTrainer(model, arguments(tmp_path, max_steps=2), **common)
+    modes: list[bool] = []
+    dropout = model.get_output_embeddings().lora_dropout["default"]
+    dropout.register_forward_hook(lambda module, _inputs, _output: modes.append(module.training))
+    trainer.train()
+    assert modes == [False, False, True, True, True]  # model and check, then the loss; model and loss
 
 
 def test_bfloat16_autocast(tmp_path: Path) -> None:

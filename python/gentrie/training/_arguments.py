@@ -9,6 +9,7 @@ import torch
 
 from gentrie import _validate
 from gentrie.item_filter import filter_from
+from gentrie.training._adapters import FLOATS, head_parts, plain_weight
 from gentrie.training._head import Head
 from gentrie.training._hidden import HiddenSource
 from gentrie.training._logits import LogitsSource
@@ -17,8 +18,6 @@ from gentrie.training._scores import Tau
 from gentrie.trie import TokenTrie
 
 Normalizer = str | float | torch.Tensor
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def logits_source(
@@ -33,23 +32,23 @@ def logits_source(
 
 def hidden_source(
     hidden: object,
-    weight: object,
+    lm_head: object,
     labels: object,
     trie: TokenTrie | None,
     bias: object,
     softcap: float | None,
     scale: float | None,
 ) -> tuple[HiddenSource, torch.Tensor]:
-    """Hidden states [..., D] as rows with their head, and labels [...] as a tensor."""
-    states, matrix = _floats("hidden", hidden), _head_weight(weight)
+    """Hidden states [..., D] as rows with their head (module or weight), and labels [...] as a tensor."""
+    states = _floats("hidden", hidden)
     tokens = _labels(labels, "hidden", states)
-    if matrix.dim() != 2 or matrix.shape[1] != states.shape[-1]:
-        raise ValueError(
-            f"lm_head_weight has shape {tuple(matrix.shape)}, expected [vocabulary, {states.shape[-1]}] as hidden has "
-            f"shape {tuple(states.shape)}"
-        )
-    _check_device("lm_head_weight", matrix, states)
-    _check_width("lm_head_weight", matrix.shape[0], trie)
+    if isinstance(lm_head, torch.nn.Module):
+        if bias is not None:
+            raise ValueError("lm_head_bias is given beside a module as lm_head, which has a bias of its own")
+        states, matrix, bias = head_parts(lm_head, states)
+    else:
+        matrix = plain_weight(lm_head, states)
+    _check_width("lm_head", matrix.shape[0], trie)
     vector = None
     if bias is not None:
         vector = _floats("lm_head_bias", bias)
@@ -133,24 +132,8 @@ def _scalar(name: str, value: torch.Tensor, device: torch.device, dtype: torch.d
 def _floats(name: str, value: object) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
-    if value.dtype not in _FLOATS:
+    if value.dtype not in FLOATS:
         raise TypeError(f"{name} has dtype {value.dtype}, expected float16, bfloat16, float32 or float64")
-    return value
-
-
-def _head_weight(value: Any) -> torch.Tensor:
-    """Weights of packed or scaled numbers have a class or a dtype of their own: what is no plain tensor is refused."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(
-            f"lm_head_weight is a {type(value).__name__}, expected a torch.Tensor such as model.get_output_embeddings()"
-            ".weight"
-        )
-    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.dtype not in _FLOATS:
-        raise TypeError(
-            f"lm_head_weight is a {type(value).__module__}.{type(value).__qualname__} of {value.dtype}: the rows of a "
-            "quantised or sharded head are no vectors to multiply with; keep the head out of the quantisation, or pass "
-            "its weight as a plain floating point tensor"
-        )
     return value
 
 

@@ -211,7 +211,7 @@ def bear_loss(
 
 def linear_bear_loss(
     hidden: torch.Tensor,
-    lm_head_weight: torch.Tensor,
+    lm_head: torch.nn.Module | torch.Tensor,
     labels: torch.Tensor,
     *,
     trie: TokenTrie,
@@ -237,8 +237,8 @@ def linear_bear_loss(
 ) -> Any:
     """:func:`bear_loss` of the logits that the LM head would give, which are never formed.
 
-    Equals ``bear_loss(logits, ...)`` with ``logits = cap(logit_scale * (hidden @ lm_head_weight.T + lm_head_bias))``,
-    ``cap(x) = logit_softcap * tanh(x / logit_softcap)``: valid rows of the head only, in blocks.
+    Equals ``bear_loss(logits, ...)`` with ``logits = cap(logit_scale * lm_head(hidden))``, ``cap(x) = logit_softcap *
+    tanh(x / logit_softcap)``: valid rows of the head only, in blocks.
 
     Which rows of the head are needed depends on the labels, so that these are looked up on the host, and errors raised
     at once. On CUDA nothing waits for the device where ``labels`` and ``states`` are on the CPU, as collators make
@@ -248,16 +248,18 @@ def linear_bear_loss(
     ----------
     hidden
         [..., D]: what the model hands to its head.
-    lm_head_weight
-        [V, D], also where it is tied to the input embeddings; its dtype may differ from ``hidden``'s, products are
-        formed in float32 (float64 where one of them is), also under autocast. Its gradient is computed only where it
-        requires one.
+    lm_head
+        The head itself, ``model.get_output_embeddings()``: a ``torch.nn.Linear``, also with PEFT's LoRA or DoRA on it,
+        ``trainable_token_indices`` or ``modules_to_save`` (adapters cost a copy of the head). Or its weight [V, D], for
+        heads without an adapter alone: the weight of an adapted head is the one before adaptation, and nothing in it
+        tells. Its dtype may differ from ``hidden``'s, products are formed in float32 (float64 where one of them is),
+        also under autocast. Its gradient is computed only where it requires one.
     labels, trie, states, item_filter, beam_width, reg_weight, reg_temperature, tau, scope, form, sign, normalizer
         As in :func:`bear_loss`.
     token_weights, sequence_weights, reduction, ignore_index, on_invalid, return_stats
         As in :func:`bear_loss`.
     lm_head_bias
-        [V] or None.
+        [V] or None, beside a weight; a module has its own.
     logit_softcap, logit_scale
         As the model has them: Gemma's ``final_logit_softcapping``, Cohere's ``logit_scale``, one over Granite's
         ``logits_scaling``; None for none.
@@ -265,11 +267,11 @@ def linear_bear_loss(
     Raises
     ------
     ValueError, TypeError
-        As :func:`bear_loss`, and TypeError for a quantised head.
+        As :func:`bear_loss`, and TypeError for a quantised head or one with an adapter of another kind.
     """
     catalog = _arguments.catalog(trie, item_filter)
     source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
+        hidden, lm_head, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
     )
     return _compute.loss(
         source,

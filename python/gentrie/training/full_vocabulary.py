@@ -86,7 +86,7 @@ def sft_loss(
 
 def linear_sft_loss(
     hidden: torch.Tensor,
-    lm_head_weight: torch.Tensor,
+    lm_head: torch.nn.Module | torch.Tensor,
     labels: torch.Tensor,
     *,
     lm_head_bias: torch.Tensor | None = None,
@@ -103,7 +103,7 @@ def linear_sft_loss(
 
     Parameters
     ----------
-    hidden, lm_head_weight, lm_head_bias, logit_softcap, logit_scale
+    hidden, lm_head, lm_head_bias, logit_softcap, logit_scale
         As in :func:`linear_bear_loss`.
     labels, normalizer, token_weights, sequence_weights, reduction, ignore_index, return_stats
         As in :func:`sft_loss`.
@@ -113,9 +113,7 @@ def linear_sft_loss(
     ValueError, TypeError
         As :func:`linear_bear_loss`.
     """
-    source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, None, lm_head_bias, logit_softcap, logit_scale
-    )
+    source, tokens = _arguments.hidden_source(hidden, lm_head, labels, None, lm_head_bias, logit_softcap, logit_scale)
     return _compute.loss(
         source,
         tokens,

@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from gentrie import _validate
 from gentrie._lm_head import logit_scale, logit_softcap
+from gentrie.training._adapters import HeadParts, head_parts
 from gentrie.training.adaptive_tau import AdaptiveTau
 from gentrie.training.bear import linear_bear_loss
 from gentrie.training.hf_loss import label_states, refuse_local_normalizer, trainer_normalizer
@@ -22,8 +23,9 @@ class BearTrainer(Trainer):
     """``transformers.Trainer`` with a loss over valid tokens, straight from the hidden states before the LM head.
 
     The head is handed no row, so that no logit is computed but those that the loss itself needs. This holds for any
-    model with ``get_output_embeddings()``: also under PEFT (an adapter on the head itself is refused), gradient
-    checkpointing, gradient accumulation, ``accelerate``'s data parallel training and mixed precision.
+    model with ``get_output_embeddings()``: also under PEFT (on the head itself LoRA, DoRA, ``trainable_token_indices``
+    and ``modules_to_save``), gradient checkpointing, gradient accumulation, ``accelerate``'s data parallel training and
+    mixed precision.
 
     Parameters
     ----------
@@ -34,7 +36,8 @@ class BearTrainer(Trainer):
     trie
         The catalog.
     loss
-        :func:`linear_bear_loss`, :func:`linear_masked_softmax_loss`, or a function with their arguments. Plain
+        :func:`linear_bear_loss`, :func:`linear_masked_softmax_loss`, or a function with their arguments, which is given
+        the head as a weight and a bias. Plain
         supervised fine-tuning is :func:`linear_bear_loss` with ``scope="vocab", reg_weight=0``.
     loss_options
         Further arguments of ``loss``, such as ``beam_width``, ``reg_weight``, ``reg_temperature``.
@@ -90,6 +93,7 @@ class BearTrainer(Trainer):
         self._states: torch.Tensor | None = None
         self._hidden: torch.Tensor | None = None
         self._is_checked = False
+        self._modes: list[tuple[torch.nn.Module, bool]] = []  # whether each module of the head trains
         self.loss_stats: Any = None
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -118,10 +122,15 @@ class BearTrainer(Trainer):
             return (inputs[0][:, : 0 if self._is_checked else 1], *inputs[1:])
 
         handle = head.register_forward_pre_hook(keep)
+        self._modes = [(module, module.training) for module in head.modules()]
+        if not self._is_checked:
+            head.eval()  # logits with a dropout of their own cannot be compared
         try:
             yield
         finally:
             handle.remove()
+            for module, mode in self._modes:
+                module.training = mode
 
     def _item_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -132,10 +141,12 @@ class BearTrainer(Trainer):
             raise ValueError(
                 f"{type(plain).__name__} handed {shape} to its LM head, labels have shape {tuple(labels.shape)}"
             )
-        head, config = _linear(plain.get_output_embeddings()), plain.config.get_text_config(decoder=True)
+        head, config = plain.get_output_embeddings(), plain.config.get_text_config(decoder=True)
         softcap, scale = logit_softcap(config), logit_scale(config)
         if not self._is_checked:
-            self._check(outputs["logits"], hidden, head, softcap, scale)
+            self._check(outputs["logits"], head_parts(head, hidden[:, :1]), softcap, scale)
+            for module, mode in self._modes:
+                module.training = mode
         states = self._states
         if states is None:
             states = label_states(self._trie, labels, self._begin_token_id, -100)
@@ -146,13 +157,14 @@ class BearTrainer(Trainer):
         if self._adaptive_tau is not None:
             options["tau"] = self._adaptive_tau.value
         options["return_stats"] = learns_tau or bool(options.get("return_stats"))
+        parts = head_parts(head, hidden)
         loss = self._loss(
-            hidden,
-            head.weight,
+            parts.hidden,
+            parts.weight,
             labels,
             trie=self._trie,
             states=states,
-            lm_head_bias=head.bias,
+            lm_head_bias=parts.bias,
             logit_softcap=softcap,
             logit_scale=scale,
             **options,
@@ -170,38 +182,15 @@ class BearTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     @torch.no_grad()
-    def _check(
-        self, logits: torch.Tensor, hidden: torch.Tensor, head: Any, softcap: float | None, scale: float
-    ) -> None:
+    def _check(self, logits: torch.Tensor, parts: HeadParts, softcap: float | None, scale: float) -> None:
         """Compare the model's logits of one row a sequence with what the loss will take for them."""
-        bias = None if head.bias is None else head.bias.float()
+        hidden, weight, bias = parts
+        bias = None if bias is None else bias.float()
         with torch.autocast(hidden.device.type, enabled=False):  # some versions of Trainer ask for the loss inside one
-            raw = torch.nn.functional.linear(hidden[:, :1].float(), head.weight.float(), bias) * scale
+            raw = torch.nn.functional.linear(hidden.float(), weight.float(), bias) * scale
         ours = raw if softcap is None else (raw / softcap).tanh() * softcap
-        is_exact = self.accelerator.mixed_precision == "no" and hidden.dtype == head.weight.dtype == torch.float32
+        is_exact = self.accelerator.mixed_precision == "no" and hidden.dtype == weight.dtype == torch.float32
         tolerance = 1e-4 if is_exact else 5e-2
         if logits.shape != ours.shape or not torch.allclose(logits.float(), ours, rtol=tolerance, atol=tolerance):
             raise ValueError(f"{type(self.model).__name__} does more to its logits than LM head, scale and soft-cap")
         self._is_checked = True
-
-
-def _linear(head: Any) -> Any:
-    """The ``torch.nn.Linear``, inside what PEFT wraps around a head that it trains whole.
-
-    Raises
-    ------
-    TypeError
-        For an adapter on the head, whose weight is not that of the logits.
-    """
-    inner = head
-    if hasattr(head, "modules_to_save") and hasattr(head, "active_adapter"):
-        active = head.active_adapter if isinstance(head.active_adapter, str) else head.active_adapter[0]
-        inner = head.modules_to_save[active]
-    if hasattr(inner, "base_layer"):
-        raise TypeError(
-            f"the LM head is a {type(inner).__name__}, an adapter whose weight is not the head's: leave the head out "
-            "of target_modules, or train it whole with modules_to_save"
-        )
-    if not (hasattr(inner, "weight") and hasattr(inner, "bias")):
-        raise TypeError(f"the LM head is a {type(inner).__name__}, expected a torch.nn.Linear")
-    return inner

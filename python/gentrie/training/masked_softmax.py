@@ -149,7 +149,7 @@ def masked_softmax_loss(
 
 def linear_masked_softmax_loss(
     hidden: torch.Tensor,
-    lm_head_weight: torch.Tensor,
+    lm_head: torch.nn.Module | torch.Tensor,
     labels: torch.Tensor,
     *,
     trie: TokenTrie,
@@ -175,7 +175,7 @@ def linear_masked_softmax_loss(
 
     Parameters
     ----------
-    hidden, lm_head_weight, lm_head_bias, logit_softcap, logit_scale
+    hidden, lm_head, lm_head_bias, logit_softcap, logit_scale
         As in :func:`linear_bear_loss`.
     labels, trie, states, variant, end_token_in_scope, focal_gamma, focal_rows, tau, normalizer, token_weights
         As in :func:`masked_softmax_loss`.
@@ -189,7 +189,7 @@ def linear_masked_softmax_loss(
     """
     catalog = _arguments.catalog(trie, item_filter)
     source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
+        hidden, lm_head, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
     )
     return _compute.loss(
         source,

@@ -108,7 +108,7 @@ def sdpo_loss(
 
 def linear_sdpo_loss(
     hidden: torch.Tensor,
-    lm_head_weight: torch.Tensor,
+    lm_head: torch.nn.Module | torch.Tensor,
     labels: torch.Tensor,
     reference_logprobs: torch.Tensor,
     *,
@@ -133,7 +133,7 @@ def linear_sdpo_loss(
 
     Parameters
     ----------
-    hidden, lm_head_weight, lm_head_bias, logit_softcap, logit_scale
+    hidden, lm_head, lm_head_bias, logit_softcap, logit_scale
         As in :func:`linear_bear_loss`.
     labels, reference_logprobs, trie, states, item_filter, beta, reg_weight, reg_temperature, beam_width, tau
         As in :func:`sdpo_loss`.
@@ -147,7 +147,7 @@ def linear_sdpo_loss(
     """
     catalog = _arguments.catalog(trie, item_filter)
     source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
+        hidden, lm_head, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
     )
     objective = BearObjective(beam_width, reg_weight, reg_temperature, scope, "regularized", "negative")
     return _sdpo(

@@ -52,7 +52,7 @@ def token_logprobs(
 
 def linear_token_logprobs(
     hidden: torch.Tensor,
-    lm_head_weight: torch.Tensor,
+    lm_head: torch.nn.Module | torch.Tensor,
     labels: torch.Tensor,
     *,
     trie: TokenTrie,
@@ -70,7 +70,7 @@ def linear_token_logprobs(
 
     Parameters
     ----------
-    hidden, lm_head_weight, lm_head_bias, logit_softcap, logit_scale
+    hidden, lm_head, lm_head_bias, logit_softcap, logit_scale
         As in :func:`linear_bear_loss`.
     labels, trie, states, item_filter, scope, tau, ignore_index, on_invalid
         As in :func:`token_logprobs`.
@@ -82,7 +82,7 @@ def linear_token_logprobs(
     """
     catalog = _arguments.catalog(trie, item_filter)
     source, tokens = _arguments.hidden_source(
-        hidden, lm_head_weight, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
+        hidden, lm_head, labels, catalog.trie, lm_head_bias, logit_softcap, logit_scale
     )
     return _logprobs(source, tokens, catalog, states, scope, tau, ignore_index, on_invalid)
 
@@ -121,7 +121,7 @@ def sequence_logprobs(
 
 def linear_sequence_logprobs(
     hidden: torch.Tensor,
-    lm_head_weight: torch.Tensor,
+    lm_head: torch.nn.Module | torch.Tensor,
     labels: torch.Tensor,
     *,
     trie: TokenTrie,
@@ -144,7 +144,7 @@ def linear_sequence_logprobs(
     """
     return linear_token_logprobs(
         hidden,
-        lm_head_weight,
+        lm_head,
         labels,
         trie=trie,
         lm_head_bias=lm_head_bias,
