@@ -34,6 +34,16 @@ py::array_t<bool> allowed_sequences(const ItemFilter& filter) {
   return allowed;
 }
 
+/// Whether each row of the leaf-to-item table may be given.
+py::array_t<bool> allowed_entries(const ItemFilter& filter) {
+  py::array_t<bool> allowed(static_cast<py::ssize_t>(filter.trie().view().num_items));
+  bool* out = allowed.mutable_data();
+  const auto count = static_cast<std::uint64_t>(allowed.size());
+  const py::gil_scoped_release no_gil;
+  for (std::uint64_t entry = 0; entry < count; ++entry) out[entry] = filter.allows_entry(entry);
+  return allowed;
+}
+
 py::array_t<std::int64_t> items_below(const ItemFilter& filter, State state) {
   std::vector<std::int64_t> items;
   {
@@ -125,6 +135,7 @@ void bind_filter(py::module_& module) {
       .def("num_sequences_below_batch", &num_sequences_below, arg("states"))
       .def("items_below", &items_below, arg("state"))
       .def("allowed_sequences", &allowed_sequences)
+      .def("allowed_entries", &allowed_entries)
       .def("leaf_words", [](const FilterPtr& filter) { return view_of(filter->leaf_words(), filter); })
       .def("closed_leaves", [](const FilterPtr& filter) { return view_of(filter->closed_leaves(), filter); });
   py::class_<ClosedRows, std::shared_ptr<ClosedRows>>(module, "ClosedRows")

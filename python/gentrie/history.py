@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core, _validate
-from gentrie.item_filter import make_filters
+from gentrie.item_filter import ItemFilter, make_filters
 from gentrie.matcher import make_constraint
 
 if TYPE_CHECKING:
@@ -74,6 +74,25 @@ class HistoryRules:
         self.filters = make_filters(trie, item_filter)
         constraints = [make_constraint(trie, begin_token_id, eos_token_id, unique, row) for row in self.filters]
         self._reader = _core.HistoryReader(constraints, self.after, on_dead == "mask")
+
+    def __copy__(self) -> HistoryRules:
+        return self  # immutable
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HistoryRules:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = {
+            "begin_token_id": None if self.begin_token_id < 0 else self.begin_token_id,
+            "eos_token_id": self.eos_token_ids or None,
+            "prompt_length": self.prompt_lengths,
+            "after": self.after.tolist() or None,
+            "unique": self.unique,
+            "item_filter": [None if core is None else ItemFilter(core, self.trie, "") for core in self.filters],
+            "on_dead": self.on_dead,
+            "vocab_size": self.vocab_size,
+        }
+        return _unpickled, (self.trie, arguments)
 
     def allowed(self, input_ids: torch.Tensor) -> _core.AllowedRows | None:
         """What each row of [batch, length] on the CPU may go on with; None where every row may with anything.
@@ -151,6 +170,10 @@ class HistoryRules:
                 "where items begin (begin_token_id, prompt_length, after) and that prompt and catalog were made with "
                 "the same tokenizer and context"
             )
+
+
+def _unpickled(trie: TokenTrie, arguments: dict[str, Any]) -> HistoryRules:
+    return HistoryRules(trie, **arguments)
 
 
 def _prompt_lengths(value: int | Sequence[int] | npt.NDArray[Any] | None) -> npt.NDArray[np.int64] | None:

@@ -110,6 +110,16 @@ class ItemFilter:
         """
         return ItemFilter(self._core.deny(item_id_array("item_ids", item_ids)), self.trie, self.name)
 
+    def __copy__(self) -> ItemFilter:
+        return self  # immutable but for its name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ItemFilter:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with its trie, as a bit an item; what :meth:`deny` took away is part of it then."""
+        return _unpickled, (self.trie, self.name, np.packbits(self._core.allowed_entries()))
+
     def __invert__(self) -> ItemFilter:
         return ItemFilter(self._core.complement(), self.trie, f"~{self.name}" if self.name else "")
 
@@ -196,6 +206,10 @@ class ItemFilter:
         :meth:`deny` closed among those, ascending; as many of them as lie before i are to be taken off ``rank(i)``.
         """
         return {"leaf_words": self._core.leaf_words(), "closed_leaves": self._core.closed_leaves()}
+
+
+def _unpickled(trie: TokenTrie, name: str, bits: npt.NDArray[np.uint8]) -> ItemFilter:
+    return ItemFilter.from_leaf_order(trie, np.unpackbits(bits, count=trie.num_items).astype(bool), name=name)
 
 
 def filter_from(trie: TokenTrie, item_filter: Any, name: str = "") -> ItemFilter:

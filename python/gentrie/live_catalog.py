@@ -48,6 +48,9 @@ class CatalogVersion:
     filters: Mapping[str, ItemFilter]
     allowed: ItemFilter
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.number, self.trie, dict(self.filters), self.allowed)
+
 
 @dataclass(frozen=True)
 class CatalogStats:
@@ -262,6 +265,11 @@ class LiveCatalog:
             emptied_rows=emptied + sum(rows.emptied for rows in counted),
         )
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            "a LiveCatalog is not pickled, changes would not reach the copy: give other processes its `current`"
+        )
+
     def _retire(self, trie: TokenTrie) -> None:
         """Requests still running on it go on counting for a while."""
         self._retired.append(_core.closed_rows(trie._core))
@@ -276,6 +284,10 @@ class LiveCatalog:
                 raise ValueError(
                     f"trie {trie.fingerprint}: metadata {key}={trie.metadata.get(key)!r}, required {value!r}"
                 )
+
+
+def _unpickled(number: int, trie: TokenTrie, filters: dict[str, ItemFilter], allowed: ItemFilter) -> CatalogVersion:
+    return CatalogVersion(number, trie, MappingProxyType(filters), allowed)
 
 
 def _check_vocabulary(before: TokenTrie, after: TokenTrie) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gentrie import _core, _validate
 from gentrie._chunks import build_from_chunks
 from gentrie._collisions import refuse_collisions, suffixed
+from gentrie._pickling import from_file_bytes, holds, load_pickled, to_file_bytes
 from gentrie._progress import progress_bar
 from gentrie.tokenization import check_tokenizer, encode_titles, tokenizer_fingerprint, vocab_size_of
 
@@ -27,7 +28,7 @@ _TOKENIZER_KEY = "tokenizer_fingerprint"
 
 
 class TokenTrie:
-    """Every valid token sequence of a catalog, path-compressed; immutable, shared freely by threads and forks.
+    """Every valid token sequence of a catalog, path-compressed; immutable, shared freely by threads and processes.
 
     Build one with :meth:`from_sequences`, :meth:`from_titles` or :meth:`from_semantic_ids`, or :meth:`load` one. The
     same set of (sequence, item id) pairs gives the same bytes whatever their order and the number of threads, and
@@ -35,12 +36,21 @@ class TokenTrie:
 
     A *state* is an opaque int64 that names a place in the trie: 0 is the root, -1 says that a history has left the
     trie, -2 stands for free text outside any item. States belong to one fingerprint.
+
+    Pickled, as for processes that are spawned, a trie that was loaded from or saved to a file is that file's name and
+    its fingerprint: the other process maps the same file and refuses another. One in memory alone is copied.
     """
 
-    __slots__ = ("_core", "_metadata", "_vocabulary")
+    __slots__ = ("_core", "_metadata", "_path", "_vocabulary")
 
     def __init__(self, core: _core.Trie, metadata: Mapping[str, str] | None = None) -> None:
+        if not isinstance(core, _core.Trie):
+            raise TypeError(
+                f"TokenTrie() is given a {type(core).__name__}: TokenTrie.from_sequences builds one from token ids, "
+                "from_titles and from_semantic_ids from what they say, and TokenTrie.load reads a file"
+            )
         self._core = core
+        self._path: str | None = None  # of a file that holds it, metadata included
         self._metadata = dict(core.metadata if metadata is None else metadata)
         self._vocabulary: npt.NDArray[np.int32] | None = None
 
@@ -332,7 +342,10 @@ class TokenTrie:
         ValueError, TypeError
             For metadata that is not str to str or uses keys beginning with ``gentrie.``.
         """
-        self._core.save(_validate.path(path), {**self._metadata, **_validate.string_map("metadata", metadata)})
+        stored = {**self._metadata, **_validate.string_map("metadata", metadata)}
+        self._core.save(_validate.path(path), stored)
+        if stored == self._metadata:
+            self._path = os.path.abspath(os.fsdecode(path))
 
     @classmethod
     def load(
@@ -372,6 +385,7 @@ class TokenTrie:
         for key, value in _validate.string_map("require", require).items():
             if trie._metadata.get(key) != value:
                 raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")
+        trie._path = os.path.abspath(os.fsdecode(path))
         return trie
 
     def verify(self, *, progress: bool = False) -> None:
@@ -483,10 +497,17 @@ class TokenTrie:
             f"max_depth={self.max_depth}, nbytes={self.nbytes}, fingerprint={self.fingerprint!r})"
         )
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError(
-            "a TokenTrie is not pickled: save() it and load() the file in the other process, pages are shared"
-        )
+    def __copy__(self) -> TokenTrie:
+        return self  # immutable
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenTrie:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A trie that a file holds pickles as the file's name and its fingerprint, any other as the file's bytes."""
+        if self._path is not None and holds(self._path, self.fingerprint):
+            return load_pickled, (self._path, self.fingerprint)
+        return from_file_bytes, (to_file_bytes(self),)
 
     # --- Lookups ----------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,10 @@ class TrieLogitsProcessor(LogitsProcessor):
         )
         self._maskers: dict[torch.device, DeviceMasker] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The rules; what lies on a GPU is made anew."""
+        return {"_rules": self._rules, "_maskers": {}}
+
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [batch, vocabulary] with -inf wherever a token may not follow ``input_ids`` [batch, length]."""
         ids, values = _validate.history_and_scores(input_ids, scores, self._rules.trie.vocab_size)

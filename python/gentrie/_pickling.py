@@ -1,0 +1,59 @@
+"""Tries on their way to other processes: by the name of a file that holds them, or as that file's bytes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gentrie import _core
+
+if TYPE_CHECKING:
+    from gentrie.trie import TokenTrie
+
+
+def holds(path: str, fingerprint: str) -> bool:
+    """Whether ``path`` is still a trie's file with this fingerprint; only its header is read."""
+    try:
+        return _core.Trie.load(os.fsencode(path), False, False).fingerprint == fingerprint
+    except (OSError, ValueError):
+        return False
+
+
+def load_pickled(path: str, fingerprint: str) -> TokenTrie:
+    """The trie of a file that must hold ``fingerprint``.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read in this process.
+    ValueError
+        If it holds another trie now, or none.
+    """
+    from gentrie.trie import TokenTrie
+
+    trie = TokenTrie.load(path)
+    if trie.fingerprint != fingerprint:
+        raise ValueError(f"{path} holds the trie {trie.fingerprint}, the one that was pickled is {fingerprint}")
+    return trie
+
+
+def to_file_bytes(trie: TokenTrie) -> bytes:
+    """What :meth:`TokenTrie.save` writes."""
+    with tempfile.TemporaryDirectory(prefix="gentrie-") as folder:
+        path = Path(folder) / "trie"
+        trie._core.save(os.fsencode(path), trie.metadata)
+        return path.read_bytes()
+
+
+def from_file_bytes(content: bytes) -> TokenTrie:
+    """The trie of :func:`to_file_bytes`, checked; it lies in a file without a name."""
+    from gentrie.trie import TokenTrie
+
+    with tempfile.TemporaryDirectory(prefix="gentrie-") as folder:
+        path = Path(folder) / "trie"
+        path.write_bytes(content)
+        trie = TokenTrie.load(path, verify=True)
+    trie._path = None
+    return trie
