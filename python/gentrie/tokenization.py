@@ -15,6 +15,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -49,10 +50,29 @@ class _Parts(NamedTuple):
     tokens: bytes
 
 
-class _Adapter(Protocol):
-    """What this module needs of a tokenizer."""
+class AddedToken(NamedTuple):
+    """A token that is matched in the text, before the model sees it; ``rules`` as in ``_MATCHING_RULES``."""
+
+    token_id: int
+    content: str
+    rules: tuple[bool, ...]
+
+
+class Adapter(Protocol):
+    """What is needed of a tokenizer, whatever its kind."""
 
     def encode(self, texts: list[str]) -> list[list[int]]: ...
+
+    def decode(self, rows: list[list[int]]) -> list[str]: ...
+
+    def normalise(self, text: str) -> str: ...
+
+    def added_tokens(self) -> list[AddedToken]: ...
+
+    def token_rows(self, token_ids: list[int]) -> list[list[Any]]:
+        """Id, string and matching rules of each token."""
+
+    def unknown_token_id(self) -> int | None: ...
 
     def vocab_size(self) -> int: ...
 
@@ -104,12 +124,12 @@ def encode_titles(
         is empty, holds half of a surrogate pair, gives no token, or merges with the context so that the
         context's tokens are not a prefix of the row's.
     """
-    adapter = _adapter(tokenizer)
+    adapter = adapter_of(tokenizer)
     _check_text("template", template)
     _check_text("context", context)
     if "{title}" not in template:
         raise ValueError(f"template must contain '{{title}}', got {template!r}")
-    checked = _checked_titles(titles)
+    checked = checked_titles(titles)
     prefix = np.asarray(adapter.encode([context])[0] if context else [], dtype=np.int32)
 
     values, lengths = [], []
@@ -131,7 +151,7 @@ def vocab_size_of(tokenizer: Any) -> int:
     TypeError
         If the tokenizer is of an unknown kind.
     """
-    return _adapter(tokenizer).vocab_size()
+    return adapter_of(tokenizer).vocab_size()
 
 
 def token_id_of(tokenizer: Any, token: str) -> int:
@@ -144,7 +164,7 @@ def token_id_of(tokenizer: Any, token: str) -> int:
     ValueError
         If the tokenizer has no such token.
     """
-    token_id = _adapter(tokenizer).token_id(token)
+    token_id = adapter_of(tokenizer).token_id(token)
     if token_id is None:
         raise ValueError(f"the tokenizer has no token {token!r}")
     return token_id
@@ -182,7 +202,7 @@ def tokenizer_fingerprint(tokenizer: Any, token_ids: npt.ArrayLike) -> str:
         raise TypeError(f"token_ids must be integers, got dtype {ids.dtype}")
     if ids.size and ids[0] < 0:
         raise ValueError(f"token_ids must not be negative, got {ids[0]}")
-    parts = _adapter(tokenizer).parts([int(i) for i in ids])
+    parts = adapter_of(tokenizer).parts([int(i) for i in ids])
     return "".join(hashlib.sha256(part).hexdigest()[:_DIGITS] for part in parts)
 
 
@@ -222,7 +242,7 @@ def check_tokenizer(fingerprint: str | None, tokenizer: Any, token_ids: npt.Arra
     )
 
 
-def _chunks(titles: list[str], progress: bool) -> Iterator[tuple[int, list[str]]]:
+def _chunks(titles: Sequence[str], progress: bool) -> Iterator[tuple[int, Sequence[str]]]:
     """Yield (first row, titles), with a progress bar over titles on request."""
     from tqdm import tqdm
 
@@ -233,7 +253,14 @@ def _chunks(titles: list[str], progress: bool) -> Iterator[tuple[int, list[str]]
             bar.update(len(chunk))
 
 
-def _checked_titles(titles: Iterable[str]) -> list[str]:
+class TitleList(list[str]):
+    """Titles that have been checked."""
+
+
+def checked_titles(titles: Iterable[str]) -> TitleList:
+    """Return the titles of any ordered iterable as a list; raises as :func:`encode_titles` does."""
+    if isinstance(titles, TitleList):
+        return titles
     if isinstance(titles, str | bytes):
         raise TypeError(f"titles must be an iterable of strings, got one {type(titles).__name__}")
     if isinstance(titles, Set | Mapping):
@@ -249,7 +276,7 @@ def _checked_titles(titles: Iterable[str]) -> list[str]:
             titles = getattr(titles, method)()
             break
     try:
-        rows = list(titles)
+        rows = TitleList(titles)
     except TypeError:
         raise TypeError(f"titles must be an iterable of strings, got {type(titles).__name__}") from None
     if not rows:
@@ -271,7 +298,7 @@ def _check_text(name: str, text: Any) -> None:
 
 
 def _without_prefix(
-    rows: list[list[int]], prefix: npt.NDArray[np.int32], titles: list[str], first_row: int
+    rows: list[list[int]], prefix: npt.NDArray[np.int32], titles: Sequence[str], first_row: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Drop ``prefix`` from the front of each row; return the values left and their count in each row."""
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
@@ -298,7 +325,8 @@ def _without_prefix(
     return values, lengths
 
 
-def _adapter(tokenizer: Any) -> _Adapter:
+def adapter_of(tokenizer: Any) -> Adapter:
+    """Return what reads a tokenizer of any kind; raises ``TypeError`` for others."""
     if _has_base(tokenizer, "transformers", "MistralCommonBackend", "MistralCommonTokenizer"):
         tokenizer = tokenizer.tokenizer
     if _has_base(tokenizer, "mistral_common", "MistralTokenizer"):
@@ -323,8 +351,10 @@ def _has_base(value: Any, package: str, *names: str) -> bool:
 class _Tokenizers:
     """``tokenizers.Tokenizer``."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, split_special_tokens: bool | None = None) -> None:
         self._tokenizer = tokenizer
+        given = split_special_tokens
+        self._split_special = getattr(tokenizer, "encode_special_tokens", False) if given is None else given
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         tokenizer = self._tokenizer
@@ -337,6 +367,31 @@ class _Tokenizers:
             tokenizer = clone
         return [row.ids for row in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        texts: list[str] = self._tokenizer.decode_batch(rows, skip_special_tokens=False)
+        return texts
+
+    def normalise(self, text: str) -> str:
+        normaliser = self._tokenizer.normalizer
+        return text if normaliser is None else str(normaliser.normalize_str(text))
+
+    def added_tokens(self) -> list[AddedToken]:
+        return [
+            AddedToken(i, token.content, _rules_of(token))
+            for i, token in sorted(self._tokenizer.get_added_tokens_decoder().items())
+            if not (token.special and self._split_special)
+        ]
+
+    def token_rows(self, token_ids: list[int]) -> list[list[Any]]:
+        added = {token["id"]: token for token in self._state["added_tokens"]}
+        return [[i, self._tokenizer.id_to_token(i), _matching_rules(added.get(i))] for i in token_ids]
+
+    def unknown_token_id(self) -> int | None:
+        model = self._state["model"]
+        token = model.get("unk_token")
+        unknown: int | None = model.get("unk_id") if token is None else self._tokenizer.token_to_id(token)
+        return unknown
+
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
@@ -344,15 +399,17 @@ class _Tokenizers:
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    @cached_property
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        return state
+
     def parts(self, token_ids: list[int]) -> _Parts:
-        state = json.loads(self._tokenizer.to_str())
-        model = state["model"]
+        model = self._state["model"]
         if "merges" in model:  # older versions of `tokenizers` write "a b" for ["a", "b"]
             model["merges"] = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        added = {token["id"]: token for token in state["added_tokens"]}
-        used = [[i, self._tokenizer.id_to_token(i), _matching_rules(added.get(i))] for i in token_ids]
-        parts = (model, state["normalizer"], state["pre_tokenizer"], used)
-        return _Parts(*map(_canonical, parts))
+        parts = (model, self._state["normalizer"], self._state["pre_tokenizer"], self.token_rows(token_ids))
+        return _Parts(*map(canonical, parts))
 
 
 class _Transformers:
@@ -384,28 +441,70 @@ class _Transformers:
 class _TransformersFast(_Transformers):
     """A ``transformers`` tokenizer on top of ``tokenizers``."""
 
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        split = bool(getattr(tokenizer, "split_special_tokens", False))
+        self._backend = _Tokenizers(tokenizer.backend_tokenizer, split_special_tokens=split)
+
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        return self._backend.decode(rows)
+
+    def normalise(self, text: str) -> str:
+        return self._backend.normalise(text)
+
+    def added_tokens(self) -> list[AddedToken]:
+        return self._backend.added_tokens()
+
+    def token_rows(self, token_ids: list[int]) -> list[list[Any]]:
+        return self._backend.token_rows(token_ids)
+
+    def unknown_token_id(self) -> int | None:
+        return self._backend.unknown_token_id()
+
     def parts(self, token_ids: list[int]) -> _Parts:
-        return _Tokenizers(self._tokenizer.backend_tokenizer).parts(token_ids)
+        return self._backend.parts(token_ids)
 
 
 class _TransformersSlow(_Transformers):
     """A ``transformers`` tokenizer whose rules are Python code or SentencePiece."""
 
-    def parts(self, token_ids: list[int]) -> _Parts:
-        tokenizer = self._tokenizer
-        base_size, size = tokenizer.vocab_size, len(tokenizer)
-        vocabulary = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i < base_size)
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return [self._tokenizer.decode(row, **options) for row in rows]
+
+    def normalise(self, text: str) -> str:
+        return text
+
+    def added_tokens(self) -> list[AddedToken]:
+        if getattr(self._tokenizer, "split_special_tokens", False):
+            return []
+        return [
+            AddedToken(i, token.content, _rules_of(token))
+            for i, token in sorted(self._tokenizer.added_tokens_decoder.items())
+        ]
+
+    def token_rows(self, token_ids: list[int]) -> list[list[Any]]:
+        tokenizer, size = self._tokenizer, len(self._tokenizer)
         added = {
             i: {rule: getattr(token, rule) for rule in _MATCHING_RULES}
             for i, token in tokenizer.added_tokens_decoder.items()
         }
-        used = [
+        return [
             [i, tokenizer.convert_ids_to_tokens(i) if i < size else None, _matching_rules(added.get(i))]
             for i in token_ids
         ]
-        model = _canonical([type(tokenizer).__name__, vocabulary]) + self._vocabulary_files()
-        behaviour = _canonical(self.encode(list(_PROBES)))
-        return _Parts(model, behaviour, behaviour, _canonical(used))
+
+    def unknown_token_id(self) -> int | None:
+        unknown: int | None = self._tokenizer.unk_token_id
+        return unknown
+
+    def parts(self, token_ids: list[int]) -> _Parts:
+        tokenizer = self._tokenizer
+        base_size = tokenizer.vocab_size
+        vocabulary = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i < base_size)
+        model = canonical([type(tokenizer).__name__, vocabulary]) + self._vocabulary_files()
+        behaviour = canonical(self.encode(list(_PROBES)))
+        return _Parts(model, behaviour, behaviour, canonical(self.token_rows(token_ids)))
 
     def _vocabulary_files(self) -> bytes:
         """The files that hold merges and scores, where the class has any."""
@@ -426,6 +525,23 @@ class _Mistral:
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [self._tokenizer.encode(text, bos=False, eos=False) for text in texts]
 
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        return list(map(self._tokenizer.decode, rows))
+
+    def normalise(self, text: str) -> str:
+        return text
+
+    def added_tokens(self) -> list[AddedToken]:
+        return []  # control tokens are never matched in text
+
+    def token_rows(self, token_ids: list[int]) -> list[list[Any]]:
+        size = self.vocab_size()
+        return [[i, self._tokenizer.id_to_piece(i) if i < size else None] for i in token_ids]
+
+    def unknown_token_id(self) -> int | None:
+        # A Tekkenizer encodes every byte, its <unk> is never written.
+        return None if hasattr(self._tokenizer, "id_to_byte_piece") else int(self._tokenizer.unk_id)
+
     def vocab_size(self) -> int:
         return int(self._tokenizer.n_words)
 
@@ -439,10 +555,9 @@ class _Mistral:
             pieces = map(tokenizer.id_to_byte_piece, range(size))
             model = b"".join(len(piece).to_bytes(4, "little") + piece for piece in pieces)
         else:
-            model = _canonical(tokenizer.vocab())
-        behaviour = _canonical(self.encode(list(_PROBES)))
-        used = [[i, tokenizer.id_to_piece(i) if i < size else None] for i in token_ids]
-        return _Parts(model, behaviour, behaviour, _canonical(used))
+            model = canonical(tokenizer.vocab())
+        behaviour = canonical(self.encode(list(_PROBES)))
+        return _Parts(model, behaviour, behaviour, canonical(self.token_rows(token_ids)))
 
 
 _MATCHING_RULES = ("single_word", "lstrip", "rstrip", "normalized")
@@ -453,5 +568,10 @@ def _matching_rules(added_token: Mapping[str, Any] | None) -> list[bool] | None:
     return None if added_token is None else [bool(added_token[rule]) for rule in _MATCHING_RULES]
 
 
-def _canonical(value: Mapping[str, Any] | Sequence[Any] | None) -> bytes:
+def _rules_of(token: Any) -> tuple[bool, ...]:
+    """The matching rules of an ``AddedToken`` of ``tokenizers``."""
+    return tuple(bool(getattr(token, rule)) for rule in _MATCHING_RULES)
+
+
+def canonical(value: Mapping[str, Any] | Sequence[Any] | None) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -15,7 +15,15 @@ from gentrie._chunks import build_from_chunks
 from gentrie._collisions import refuse_collisions, suffixed
 from gentrie._pickling import from_file_bytes, holds, load_pickled, to_file_bytes
 from gentrie._progress import progress_bar
-from gentrie.tokenization import check_tokenizer, encode_titles, tokenizer_fingerprint, vocab_size_of
+from gentrie._text_record import RECORD_KEY, TextRecord, check_texts, record_texts
+from gentrie._titles import errors_name_titles, refuse_title_collisions
+from gentrie.tokenization import (
+    check_tokenizer,
+    checked_titles,
+    encode_titles,
+    tokenizer_fingerprint,
+    vocab_size_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +188,7 @@ class TokenTrie:
         end_token_id: int | None = None,
         item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
         vocab_size: int | None = None,
+        on_collision: Literal["keep", "error"] = "keep",
         num_threads: int | None = None,
         memory_limit: int | None = None,
         progress: bool = False,
@@ -204,6 +213,10 @@ class TokenTrie:
             As in :meth:`from_sequences`.
         vocab_size
             Default: ``len(tokenizer)``.
+        on_collision
+            What becomes of items with the same tokens, be it that their titles are equal or that they differ only in
+            characters that the tokenizer drops or lacks: ``"keep"`` lets one sequence stand for all of them (see
+            :meth:`collisions`), ``"error"`` refuses them.
         memory_limit
             As in :meth:`from_sequences`; titles and their tokens are the input, and not counted.
         progress
@@ -213,23 +226,32 @@ class TokenTrie:
         ------
         ValueError, TypeError, MemoryError
             Naming the row: an empty title, one that is no str, a context whose tokens are not a prefix of the whole
-            encoding; and what :meth:`from_sequences` refuses.
+            encoding; collisions that ``on_collision`` refuses; and what :meth:`from_sequences` refuses.
         """
-        values, indptr = encode_titles(titles, tokenizer, template=template, context=context, progress=progress)
+        on_collision = _validate.choice("on_collision", on_collision, ("keep", "error"))
+        rows = checked_titles(titles)
+        values, indptr = encode_titles(rows, tokenizer, template=template, context=context, progress=progress)
         if vocab_size is None:
             vocab_size = vocab_size_of(tokenizer)
-        trie = cls._build(
-            values,
-            indptr,
-            vocab_size,
-            end_token_id=end_token_id,
-            item_ids=item_ids,
-            num_threads=num_threads,
-            memory_limit=memory_limit,
-            progress=progress,
-        )
+        with errors_name_titles(rows):
+            trie = cls._build(
+                values,
+                indptr,
+                vocab_size,
+                end_token_id=end_token_id,
+                item_ids=item_ids,
+                num_threads=num_threads,
+                memory_limit=memory_limit,
+                progress=progress,
+            )
+        texts = [template.replace("{title}", title) for title in rows]
+        record = record_texts(texts, tokenizer, context=context, token_ids=trie.vocabulary)
+        if on_collision == "error":
+            ids = _validate.item_ids(item_ids, len(rows))
+            refuse_title_collisions(trie, rows, ids, record.unknown_token_id)
         trie._metadata = {
             _TOKENIZER_KEY: tokenizer_fingerprint(tokenizer, trie.vocabulary),
+            RECORD_KEY: record.to_json(),
             "template": template,
             "context": context,
         }
@@ -410,9 +432,23 @@ class TokenTrie:
         Raises
         ------
         ValueError
-            If it differs. A trie that was not built from titles has nothing to compare and accepts any.
+            If it differs: in its model, normaliser, pre-tokeniser or in a token that the catalog uses; in the tokens of
+            the context; or in added tokens that split a title. Added tokens that stand in no title are harmless. Where
+            they may stand in one, all titles are encoded to find out, and where titles cannot be read back from their
+            tokens, the tokenizer is refused. A trie that was not built from titles accepts any tokenizer.
         """
         check_tokenizer(self._metadata.get(_TOKENIZER_KEY), tokenizer, self.vocabulary)
+        record = TextRecord.of(self._metadata)
+        if record is not None:
+            context = self._metadata.get("context", "")
+            check_texts(record, tokenizer, context=context, token_ids=self.vocabulary, sequences=self._title_sequences)
+
+    def _title_sequences(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Sequences as ``(values, indptr)`` without their end tokens."""
+        values, indptr, _, _ = self.to_sequences()
+        if self.end_token_id is None:
+            return values, indptr
+        return np.delete(values, indptr[1:] - 1), indptr - np.arange(indptr.size)
 
     # --- Facts ------------------------------------------------------------------------------------------------------
 

@@ -397,20 +397,54 @@ def test_diff_of_different_items(trie_file: Path, tmp_path: Path) -> None:
     assert backwards == {"added": [2], "removed": [8], "changed": [1, 3], "settings": []}
 
     run("diff", trie_file, other, "--max-removed", 1, code=0)
-    run("diff", trie_file, other, "--max-removed", 0, code=1)
-    run("diff", trie_file, other, "--max-removed", 1, "--max-changed", 1, code=1)
     run("diff", trie_file, other, "--max-changed", 2, code=0)
+    for gates, failure in (
+        ([], "1 items added; 1 items removed; 2 items changed"),
+        (["--max-removed", 0], "1 items removed, more than --max-removed 0"),
+        (["--max-removed", 1, "--max-changed", 1], "2 items changed, more than --max-changed 1"),
+    ):
+        assert run("diff", trie_file, other, *gates, code=1).stderr == f"gentrie: failed: {failure}\n"
 
 
 def test_diff_of_settings_and_items_with_several_sequences(trie_file: Path, tmp_path: Path) -> None:
     wider = saved(tmp_path / "wider", vocab_size=11)
     result = run("diff", trie_file, wider, code=1)
     assert result.stdout.endswith("different settings: vocab_size\n")
-    run("diff", trie_file, wider, "--max-removed", 0, code=0)
+    gated = run("diff", trie_file, wider, "--max-removed", 100, "--max-changed", 100, code=1)
+    assert gated.stderr == "gentrie: failed: different settings: vocab_size\n"
 
     both = saved(tmp_path / "both", [[1], [2]], item_ids=[5, 5])
     one = saved(tmp_path / "one", [[1]], item_ids=[5])
     assert json.loads(run("diff", both, one, "--json", code=1).stdout)["changed"] == [5]
+
+
+def test_diff_compares_the_settings_of_titles(tmp_path: Path) -> None:
+    def built(name: str, titles: list[str], add: str | None = None, **settings: Any) -> Path:
+        tokenizer = fast_tokenizer()
+        if add is not None:
+            tokenizer.add_tokens([add])
+        TokenTrie.from_titles(titles, tokenizer, **{"end_token_id": 0, "vocab_size": 600, **settings}).save(
+            tmp_path / name
+        )
+        return tmp_path / name
+
+    titles = ["red box", "blue easel", "little game"]
+    old = built("old", titles)
+
+    def settings(name: str, *arguments: Any, **options: Any) -> list[str]:
+        new = built(name, *arguments, **options)
+        result = CliRunner().invoke(app, ["diff", str(old), str(new), "--json", "--max-removed", "9"])
+        found: list[str] = json.loads(result.stdout)["settings"]
+        assert result.exit_code == (1 if found else 0)
+        assert result.stderr == (f"gentrie: failed: different settings: {', '.join(found)}\n" if found else "")
+        return found
+
+    # One tokenizer, other titles with other tokens: the settings are the same.
+    assert settings("new", ["wooden puzzle", "red tool"]) == []
+    assert settings("new", titles, "<pad>") == []
+    assert settings("new", titles, "box") == ["tokenizer"]
+    assert settings("new", titles, template='"{title}"') == ["template"]
+    assert settings("new", titles, context="\n") == ["context"]
 
 
 def test_diff_lists_few_of_many(tmp_path: Path) -> None:

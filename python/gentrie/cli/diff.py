@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from gentrie._text_record import tokenizers_agree
+
 if TYPE_CHECKING:
     from gentrie import TokenTrie
 
@@ -29,7 +31,7 @@ class CatalogDifference:
     added, removed, changed
         Item ids, ascending: only in the new trie; only in the old one; in both with other sequences.
     settings
-        Names of what else differs: ``vocab_size``, ``end_token_id``, ``tokenizer``.
+        Names of what else differs: ``vocab_size``, ``end_token_id``, ``tokenizer``, ``template``, ``context``.
     """
 
     added: list[int]
@@ -52,11 +54,12 @@ class CatalogDifference:
         new_keys = np.searchsorted(items, new_items) * len(numbers) + new_sequences
         moved = items[np.unique(np.setxor1d(old_keys, new_keys) // len(numbers))]
         kept = np.intersect1d(old_items, new_items)
-        tokenizers = [trie.metadata.get("tokenizer_fingerprint") for trie in (old, new)]
+        before, after = old.metadata, new.metadata
         settings = {
             "vocab_size": old.vocab_size != new.vocab_size,
             "end_token_id": old.end_token_id != new.end_token_id,
-            "tokenizer": tokenizers[0] != tokenizers[1],
+            "tokenizer": not tokenizers_agree((before, old.vocabulary), (after, new.vocabulary)),
+            **{name: before.get(name) != after.get(name) for name in ("template", "context")},
         }
         return cls(
             added=np.setdiff1d(new_items, old_items).tolist(),
@@ -70,17 +73,18 @@ def diff(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="A trie file.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The trie file to replace it.")],
     max_removed: Annotated[
-        int | None, typer.Option(help="Gate: only more items removed than this give exit code 1.", min=0)
+        int | None, typer.Option(help="Gate: fail only if more items than this were removed.", min=0)
     ] = None,
     max_changed: Annotated[
-        int | None, typer.Option(help="Gate: only more items changed than this give exit code 1.", min=0)
+        int | None, typer.Option(help="Gate: fail only if more items than this have other tokens.", min=0)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all item ids.")] = False,
 ) -> None:
     """Compare two tries item by item.
 
-    Exit code 0: no difference, or none beyond the gates given; 1: a difference, or one beyond a gate; 2: a
-    file cannot be read.
+    Without gates every difference fails. With a gate, items may be added, and what has no gate of its own may change,
+    but not the settings: vocabulary size, end token, tokenizer, template and context. What failed is named on stderr.
+    Exit code 0: nothing failed; 1: something did; 2: a file cannot be read.
     """
     from gentrie import TokenTrie
 
@@ -98,13 +102,27 @@ def diff(
         if difference.settings:
             typer.echo(f"different settings: {', '.join(difference.settings)}")
 
-    gates = [(len(difference.removed), max_removed), (len(difference.changed), max_changed)]
-    if max_removed is None and max_changed is None:
-        failed = bool(difference)
-    else:
-        failed = any(limit is not None and count > limit for count, limit in gates)
-    if failed:
+    failures = _failures(difference, max_removed, max_changed)
+    if failures:
+        typer.echo(f"gentrie: failed: {'; '.join(failures)}", err=True)
         raise typer.Exit(1)
+
+
+def _failures(difference: CatalogDifference, max_removed: int | None, max_changed: int | None) -> list[str]:
+    """What fails the comparison, in words."""
+    counts = {name: len(getattr(difference, name)) for name in ("added", "removed", "changed")}
+    if max_removed is None and max_changed is None:
+        failures = [f"{count:,} items {name}" for name, count in counts.items() if count]
+    else:
+        gates = {"removed": max_removed, "changed": max_changed}
+        failures = [
+            f"{counts[name]:,} items {name}, more than --max-{name} {limit}"
+            for name, limit in gates.items()
+            if limit is not None and counts[name] > limit
+        ]
+    if difference.settings:
+        failures.append(f"different settings: {', '.join(difference.settings)}")
+    return failures
 
 
 def _pairs(trie: TokenTrie, numbers: dict[bytes, int]) -> tuple[_Ints, _Ints]:
