@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import BEGIN, END, PAD, VOCAB_SIZE, tiny_model
 
-from gentrie import TokenTrie
-from gentrie.evaluation import hit_rate
+from gentrie import TokenTrie, presets
+from gentrie.evaluation import catalog_logprobs, hit_rate
 from gentrie.generation import beam_search
 from gentrie.training import ItemCollator, RecommendationCallback
 from gentrie.training.recommendation_callback import beam_recommend
@@ -142,3 +142,40 @@ def test_closed_items_are_never_recommended() -> None:
         beam_recommend(model, prompts, 6, trie=trie, pad_token_id=PAD, item_filter=[[1], [2], [3]])
     with pytest.raises(ValueError, match="item_filter is given to a recommend of one's own"):
         RecommendationCallback(trie, prompts, [0] * 4, pad_token_id=PAD, recommend=lambda *_: found, item_filter=[1])
+
+
+@pytest.mark.parametrize("preset", [presets.msl, presets.bear, presets.d3], ids=["msl", "bear", "d3"])
+def test_recommendations_in_the_order_of_a_preset(preset: presets.Preset) -> None:
+    """Its scope and length penalty, or others that are given; all of a catalog that the beams hold."""
+    items = [[10, 11, 12], [10, 11, 13], [10, 14], [15], [16, 17, 18, 19], [16, 17, 18, 20]]
+    trie = TokenTrie.from_sequences(items, vocab_size=VOCAB_SIZE, end_token_id=END)
+    model = tiny_model("llama").eval()
+    prompts = [[30, 31, 32], [33, 34, 35], [36, 37, 38]]
+    every = catalog_logprobs(model, torch.tensor(prompts), trie, scope=preset.scope)
+    lengths = np.array([len(item) + 1 for item in items])
+    expected = np.argsort(-every / lengths**preset.length_penalty, axis=1, kind="stable").tolist()
+    common = {"trie": trie, "pad_token_id": PAD}
+    assert beam_recommend(model, prompts, 6, preset=preset, **common).tolist() == expected
+    plain = beam_recommend(model, prompts, 6, **common).tolist()
+    assert plain != expected
+    named = {"scope": preset.scope, "length_penalty": preset.length_penalty}
+    for other in (None, presets.bear, presets.d3):
+        assert beam_recommend(model, prompts, 6, preset=other, **named, **common).tolist() == expected
+    callback = RecommendationCallback(trie, prompts, [0] * 3, pad_token_id=PAD, ks=(6,), preset=preset)
+    assert callback.recommend(model).tolist() == expected
+    if preset.length_penalty == 0:
+        assert beam_recommend(model, prompts, 6, preset=preset, search="best_first", **common).tolist() == expected
+
+
+def test_searches_that_do_not_fit() -> None:
+    common = {"pad_token_id": PAD, "ks": (3,)}
+    with pytest.raises(TypeError, match="preset is a str, expected one of"):
+        RecommendationCallback(TRIE, [[1]], [0], preset="bear", **common)
+    with pytest.raises(ValueError, match="search='greedy'"):
+        RecommendationCallback(TRIE, [[1]], [0], search="greedy", **common)
+    with pytest.raises(ValueError, match=r"search=.best_first. with length_penalty=1\.0"):
+        RecommendationCallback(TRIE, [[1]], [0], search="best_first", preset=presets.bear, **common)
+    with pytest.raises(ValueError, match="scope='all'"):
+        RecommendationCallback(TRIE, [[1]], [0], scope="all", **common)
+    with pytest.raises(ValueError, match="preset is given to a recommend of one's own"):
+        RecommendationCallback(TRIE, [[1]], [0], preset=presets.bear, recommend=lambda *_: np.zeros((1, 3)), **common)

@@ -16,6 +16,7 @@ from transformers import (
     Gemma2ForCausalLM,
     PreTrainedModel,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -23,6 +24,7 @@ from gentrie import TokenTrie
 from gentrie.training import (
     AdaptiveTau,
     ItemCollator,
+    LogsRecommendations,
     RecommendationCallback,
     TrieLoss,
     bear_loss,
@@ -414,6 +416,75 @@ def test_another_catalog_on_the_same_model(tmp_path: Path) -> None:
     assert beam_recommend(model, [[30], [31, 32]], 3, trie=other, pad_token_id=PAD).min() >= 0
     with pytest.raises(ValueError, match=r"features\[0\]: token 40 at position 0 of response_ids leaves the catalog"):
         ItemCollator(TRIE, PAD)(features)
+
+
+class Logger(TrainerCallback):
+    """What loggers are called with."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.seen.append(dict(logs))
+
+
+def judge() -> RecommendationCallback:
+    return RecommendationCallback(TRIE, [[30], [31, 32]], [0, 2], pad_token_id=PAD, ks=(1, 3))
+
+
+def test_recommendations_reach_loggers_and_the_history_of_a_resumed_run(tmp_path: Path) -> None:
+    names = {"eval_hr@1", "eval_ndcg@1", "eval_hr@3", "eval_ndcg@3"}
+    common = {"train_dataset": FEATURES, "data_collator": ItemCollator(TRIE, PAD), "trie": TRIE}
+    how = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2}
+    how |= {"metric_for_best_model": "eval_hr@3", "save_only_model": False}
+    logger, callback = Logger(), judge()
+    trainer = BearTrainer(
+        model_of("llama"),
+        arguments(tmp_path, max_steps=2, **how),
+        eval_dataset={"first": FEATURES, "second": FEATURES[:3]},
+        callbacks=[callback, logger],
+        **common,
+    )
+    trainer.train()
+    logged = [entry for entry in logger.seen if names <= set(entry)]
+    assert [set(entry) & {"eval_first_loss", "eval_second_loss"} for entry in logged] == [{"eval_first_loss"}] * 2
+    assert [entry for entry in trainer.state.log_history if names <= set(entry)] == [
+        {**entry, "step": step} for step, entry in enumerate(logged, 1)
+    ]
+    assert [row["step"] for row in callback.history] == [1, 2]
+    assert trainer.state.best_metric == max(row["eval_hr@3"] for row in callback.history)
+    resumed = judge()
+    trainer = BearTrainer(
+        model_of("llama"),
+        arguments(tmp_path, max_steps=3, **how),
+        eval_dataset=FEATURES,
+        callbacks=[resumed],
+        **common,
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.history[:2] == callback.history
+    assert [row["step"] for row in resumed.history] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("logs", [True, False])
+def test_recommendations_under_another_trainer(logs: bool, tmp_path: Path) -> None:
+    class Logging(LogsRecommendations, Trainer):
+        pass
+
+    logger, callback = Logger(), judge()
+    trainer = (Logging if logs else Trainer)(
+        model_of("llama"),
+        arguments(tmp_path, remove_unused_columns=False),
+        eval_dataset=FEATURES,
+        data_collator=lambda rows: {k: v for k, v in ItemCollator(TRIE, PAD)(rows).items() if k != "states"},
+        compute_loss_func=TrieLoss(TRIE),
+        callbacks=[callback, logger],
+    )
+    found = trainer.evaluate()
+    assert found["eval_hr@3"] == callback.history[0]["eval_hr@3"]
+    assert len(callback.history) == 1
+    assert sum("eval_hr@3" in entry for entry in trainer.state.log_history) == 1
+    assert sum("eval_hr@3" in entry for entry in logger.seen) == logs
 
 
 def test_bad_arguments(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gentrie.training.full_vocabulary import linear_sft_loss, sft_loss  # noqa: 
 from gentrie.training.hf_loss import TrieLoss  # noqa: E402
 from gentrie.training.masked_softmax import linear_masked_softmax_loss, masked_softmax_loss  # noqa: E402
 from gentrie.training.preference import PreferenceStats, linear_sdpo_loss, sdpo_loss  # noqa: E402
-from gentrie.training.recommendation_callback import RecommendationCallback  # noqa: E402
+from gentrie.training.recommendation_callback import LogsRecommendations, RecommendationCallback  # noqa: E402
 from gentrie.training.token_logprobs import (  # noqa: E402
     linear_sequence_logprobs,
     linear_token_logprobs,
@@ -29,6 +29,7 @@ __all__ = [
     "BearTrainer",
     "ItemCollator",
     "LogitMoments",
+    "LogsRecommendations",
     "LossStats",
     "PreferenceStats",
     "RecommendationCallback",

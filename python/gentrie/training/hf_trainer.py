@@ -16,10 +16,11 @@ from gentrie.training._adapters import HeadParts, head_parts
 from gentrie.training.adaptive_tau import AdaptiveTau
 from gentrie.training.bear import linear_bear_loss
 from gentrie.training.hf_loss import label_states, refuse_local_normalizer, trainer_normalizer
+from gentrie.training.recommendation_callback import LogsRecommendations
 from gentrie.trie import TokenTrie
 
 
-class BearTrainer(Trainer):
+class BearTrainer(LogsRecommendations, Trainer):
     """``transformers.Trainer`` with a loss over valid tokens, straight from the hidden states before the LM head.
 
     The head is handed no row, so that no logit is computed but those that the loss itself needs. This holds for any

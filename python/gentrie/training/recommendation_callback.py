@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,14 @@ from transformers import TrainerCallback
 from gentrie import _validate
 from gentrie.evaluation import hit_rate, ndcg
 from gentrie.generation.beam_search import beam_search
+from gentrie.generation.best_first_search import best_first_search
 from gentrie.item_filter import ItemFilter, make_filters
+from gentrie.presets import Preset
 from gentrie.trie import TokenTrie
 
 Recommend = Callable[[Any, Sequence[Sequence[int]], int], npt.NDArray[np.int64]]
+ScopeName = Literal["trie", "vocab"]
+Search = Literal["beam", "best_first"]
 
 _logger = logging.getLogger("gentrie")
 
@@ -30,10 +35,13 @@ def beam_recommend(
     trie: TokenTrie,
     pad_token_id: int,
     batch_size: int = 16,
-    length_penalty: float = 0.0,
+    preset: Preset | None = None,
+    scope: ScopeName | None = None,
+    length_penalty: float | None = None,
+    search: Search = "beam",
     item_filter: Any = None,
 ) -> npt.NDArray[np.int64]:
-    """The ``num_items`` best items behind each prompt by constrained beam search.
+    """The ``num_items`` best items behind each prompt by a constrained search.
 
     Parameters
     ----------
@@ -42,15 +50,19 @@ def beam_recommend(
     prompts
         Token ids, one list a user; the response is one item.
     num_items
-        Items a user, and beams.
+        Items a user, and beams at least.
     trie
-        The catalog. Scores are over its valid tokens.
+        The catalog.
     pad_token_id
         Fills prompts up on the left.
     batch_size
         Prompts that are searched together.
-    length_penalty
-        As in ``generate``.
+    preset
+        One of :mod:`gentrie.presets`, whose scope, length penalty, early stopping and number of beams are used.
+    scope, length_penalty
+        As in :func:`gentrie.generation.beam_search`. Default: the preset's; without one ``"trie"`` and 0.
+    search
+        ``"beam"``, or ``"best_first"`` for the items of highest score for certain, with a length penalty of 0 alone.
     item_filter
         Items that may be given, as in :func:`gentrie.generation.beam_search`; also one a prompt.
 
@@ -61,8 +73,9 @@ def beam_recommend(
     Raises
     ------
     ValueError, TypeError
-        For a list of filters that holds not one a prompt, and what ``beam_search`` refuses.
+        For a list of filters that holds not one a prompt, an unknown search, and what the search refuses.
     """
+    find = _search_of(num_items, preset, scope, length_penalty, search)
     made = make_filters(trie, item_filter)
     filters = [None if core is None else ItemFilter(core, trie, "") for core in made]
     if len(filters) not in (1, len(prompts)):
@@ -75,13 +88,11 @@ def beam_recommend(
         lengths = torch.tensor([len(prompts[row]) for row in rows], device=model.device)
         ids = torch.tensor([[pad_token_id] * (width - len(prompts[row])) + list(prompts[row]) for row in rows])
         mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
-        found = beam_search(
+        found = find(
             model,
             ids.to(model.device),
             trie,
             attention_mask=mask,
-            beam_width=num_items,
-            length_penalty=length_penalty,
             item_filter=filters[0] if len(filters) == 1 else [filters[row] for row in rows],
         )
         for row, items in zip(rows, found.item_ids, strict=True):
@@ -89,8 +100,33 @@ def beam_recommend(
     return lists
 
 
+def _search_of(
+    num_items: int, preset: Preset | None, scope: ScopeName | None, length_penalty: float | None, search: Search
+) -> Callable[..., Any]:
+    """A search with its options, checked."""
+    _validate.choice("search", search, ("beam", "best_first"))
+    if preset is not None and not isinstance(preset, Preset):
+        raise TypeError(f"preset is a {type(preset).__name__}, expected one of gentrie.presets")
+    options: dict[str, Any] = {"scope": "trie", "length_penalty": 0.0} if preset is None else preset.beam_search
+    beams = options.pop("beam_width", num_items)
+    if scope is not None:
+        options["scope"] = _validate.choice("scope", scope, ("trie", "vocab"))
+    if length_penalty is not None:
+        options["length_penalty"] = length_penalty
+    if search == "beam":
+        return partial(beam_search, **options, beam_width=max(beams, num_items), num_return_sequences=num_items)
+    options.pop("early_stopping", None)
+    if options["length_penalty"] != 0:
+        raise ValueError(f"search='best_first' with length_penalty={options['length_penalty']}: only 0 can be certain")
+    return partial(best_first_search, **options, num_results=num_items)
+
+
 class RecommendationCallback(TrainerCallback):
     """Recommends to some users at every evaluation, and adds HR@K and NDCG@K to its metrics.
+
+    :class:`BearTrainer`, and any other Trainer that begins with :class:`LogsRecommendations`, logs them together with
+    the loss of the evaluation. Under a plain ``Trainer`` they are in what ``evaluate`` returns and in ``log_history``,
+    but its loggers have been called before.
 
     Parameters
     ----------
@@ -104,7 +140,7 @@ class RecommendationCallback(TrainerCallback):
         As in :func:`beam_recommend`.
     ks
         Cut-offs K; the largest is the number of items asked for.
-    item_filter
+    preset, scope, length_penalty, search, item_filter
         As in :func:`beam_recommend`, for the default ``recommend`` alone.
     recommend
         ``recommend(model, prompts, num_items)`` gives item ids [users, num_items], best first, -1 where fewer.
@@ -113,7 +149,7 @@ class RecommendationCallback(TrainerCallback):
     Attributes
     ----------
     history : list of dict
-        The metrics of every evaluation, with its ``step``.
+        The metrics of every evaluation, with its ``step``; those of the run that is resumed included.
     """
 
     def __init__(
@@ -125,10 +161,16 @@ class RecommendationCallback(TrainerCallback):
         pad_token_id: int,
         ks: Sequence[int] = (10,),
         recommend: Recommend | None = None,
+        preset: Preset | None = None,
+        scope: ScopeName | None = None,
+        length_penalty: float | None = None,
+        search: Search = "beam",
         item_filter: Any = None,
     ) -> None:
-        if recommend is not None and item_filter is not None:
-            raise ValueError("item_filter is given to a recommend of one's own, which does not get it")
+        own = {"preset": preset, "scope": scope, "length_penalty": length_penalty, "item_filter": item_filter}
+        for name, value in {**own, "search": None if search == "beam" else search}.items():
+            if recommend is not None and value is not None:
+                raise ValueError(f"{name} is given to a recommend of one's own, which does not get it")
         if len(prompts) != len(targets):
             raise ValueError(f"prompts are of {len(prompts)} users, targets of {len(targets)}")
         for row, prompt in enumerate(prompts):
@@ -139,12 +181,31 @@ class RecommendationCallback(TrainerCallback):
         self._ks = [_validate.integer("ks", k, 1, 512) for k in ks]
         self._trie, self._prompts = trie, prompts
         self._targets = _validate.int64_array("targets", targets)
-        self._pad_token_id, self._recommend, self._filter = pad_token_id, recommend, item_filter
+        self._pad_token_id, self._recommend = pad_token_id, recommend
+        self._options = {**own, "search": search}
+        _search_of(max(self._ks), preset, scope, length_penalty, search)
+        self._is_logged = False
         self.history: list[dict[str, float]] = []
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer; takes the history of a run that is resumed from its log."""
+        if state.global_step:
+            names = {"step", *(name for k in self._ks for name in (f"eval_hr@{k}", f"eval_ndcg@{k}"))}
+            logged = [{name: entry[name] for name in entry if name in names} for entry in state.log_history]
+            self.history = [entry for entry in logged if len(entry) == len(names)]
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the Trainer after an evaluation; every process recommends to all users."""
-        model = kwargs["model"]
+        """Called by the Trainer after an evaluation, too late for its loggers."""
+        if self._is_logged:
+            return
+        metrics = self.evaluate(kwargs["model"], state)
+        if kwargs.get("metrics") is not None:
+            kwargs["metrics"].update(metrics)
+        if state.is_world_process_zero:
+            state.log_history.append({"step": state.global_step, **metrics})
+
+    def evaluate(self, model: Any, state: Any) -> dict[str, float]:
+        """The metrics by name, which are added to the history; every process recommends to all users."""
         was_training = model.training
         model.eval()
         try:
@@ -156,11 +217,9 @@ class RecommendationCallback(TrainerCallback):
             metrics[f"eval_hr@{k}"] = hit_rate(found, self._targets, k, trie=self._trie)
             metrics[f"eval_ndcg@{k}"] = ndcg(found, self._targets, k, trie=self._trie)
         self.history.append({"step": state.global_step, **metrics})
-        if kwargs.get("metrics") is not None:
-            kwargs["metrics"].update(metrics)
         if state.is_world_process_zero:
-            state.log_history.append({"step": state.global_step, **metrics})
             _logger.info("step %d: %s", state.global_step, metrics)
+        return metrics
 
     def recommend(self, model: Any) -> npt.NDArray[np.int64]:
         """Item ids [users, max(ks)]."""
@@ -173,5 +232,41 @@ class RecommendationCallback(TrainerCallback):
             most,
             trie=self._trie,
             pad_token_id=self._pad_token_id,
-            item_filter=self._filter,
+            **self._options,
         )
+
+
+class LogsRecommendations:
+    """Makes a Trainer log the metrics of its :class:`RecommendationCallback` with those of the evaluation.
+
+    ``class MyTrainer(LogsRecommendations, Trainer): ...``; :class:`BearTrainer` is one. Where several data sets are
+    evaluated together, the metrics come with those of the first.
+    """
+
+    _due: list[RecommendationCallback] | None = None  # None outside of an evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer.evaluate``."""
+        whole: Any = super()
+        if self._due is not None:  # one of several data sets
+            return whole.evaluate(*args, **kwargs)
+        trainer: Any = self
+        callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, RecommendationCallback)]
+        self._due = list(callbacks)
+        for callback in callbacks:
+            callback._is_logged = True
+        try:
+            return whole.evaluate(*args, **kwargs)
+        finally:
+            self._due = None
+            for callback in callbacks:
+                callback._is_logged = False
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer.evaluation_loop``."""
+        whole: Any = super()
+        trainer: Any = self
+        output = whole.evaluation_loop(*args, **kwargs)
+        while self._due:
+            output.metrics.update(self._due.pop(0).evaluate(trainer.model, trainer.state))
+        return output
