@@ -23,19 +23,23 @@ def refuse_collisions(trie: TokenTrie) -> None:
     )
 
 
-def suffixed(trie: TokenTrie, suffix_tokens: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Rows [num_items, L + 1] of a trie of fixed-length rows, and their item ids.
+def suffixed(
+    trie: TokenTrie, suffix_tokens: range | npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Rows [num_items, L + 1] of a trie of fixed-length rows, end tokens left out, and their item ids.
 
     The last token is ``suffix_tokens[r]`` for the item that is the r-th by id among those of its sequence.
     """
     values, _, item_ids, item_indptr = trie.to_sequences()
     counts = np.diff(item_indptr)
     widest = int(counts.argmax())
-    if counts[widest] > suffix_tokens.size:
+    if counts[widest] > len(suffix_tokens):
         raise ValueError(
             f"codes: {counts[widest]} items, such as item {item_ids[item_indptr[widest]]}, have the same codes, more "
-            f"than the {suffix_tokens.size} codes that a suffix may take"
+            f"than the {len(suffix_tokens)} codes that a suffix may take"
         )
-    rows = np.repeat(values.reshape(trie.num_sequences, -1), counts, axis=0)
+    rows = values.reshape(trie.num_sequences, -1)
+    rows = np.repeat(rows if trie.end_token_id is None else rows[:, :-1], counts, axis=0)
     rank = np.arange(item_ids.size) - np.repeat(item_indptr[:-1], counts)
-    return np.column_stack([rows, suffix_tokens[rank].astype(rows.dtype)]), item_ids
+    tokens = np.asarray(suffix_tokens[: counts[widest]], dtype=np.int64)  # of a wide range only what is used
+    return np.column_stack([rows.astype(np.int64), tokens[rank]]), item_ids

@@ -7,16 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gentrie import _core
-
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
 
 
 def holds(path: str, fingerprint: str) -> bool:
     """Whether ``path`` is still a trie's file with this fingerprint; only its header is read."""
+    from gentrie.trie import TokenTrie
+
     try:
-        return _core.Trie.load(os.fsencode(path), False, False).fingerprint == fingerprint
+        return TokenTrie.load(path, verify=False).fingerprint == fingerprint
     except (OSError, ValueError):
         return False
 

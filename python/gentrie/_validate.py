@@ -115,6 +115,8 @@ def int64_array(name: str, value: object) -> Int64Array:
         return value  # what calls of a few microseconds are given
     if is_tensor(value):
         value = value.detach().cpu().numpy()
+    refuse_masked(name, value)
+    refuse_bools(name, value)
     try:
         array = np.asarray(value)
     except ValueError as error:  # ragged
@@ -126,6 +128,25 @@ def int64_array(name: str, value: object) -> Int64Array:
     if array.dtype == np.uint64 and array.size > 0 and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(f"{name} holds {int(array.max())}, which int64 cannot hold")
     return np.asarray(array, dtype=np.int64, order="C")
+
+
+def refuse_masked(name: str, value: object) -> None:
+    """Refuse NumPy's masked arrays where something is masked: their other entries would be all that is meant."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        count = int(np.ma.getmaskarray(value).sum())  # type: ignore[no-untyped-call,unused-ignore]
+        raise TypeError(f"{name} is a masked array with {count} entries masked: leave those out")
+
+
+def refuse_bools(name: str, value: object) -> None:
+    """Refuse bools among the numbers of a list, which NumPy would take for 0 and 1."""
+    if isinstance(value, list | tuple):
+        kinds = set(map(type, value))
+        if kinds & {bool, np.bool_}:
+            at = next(i for i, entry in enumerate(value) if isinstance(entry, bool | np.bool_))
+            raise TypeError(f"{name}[{at}]={value[at]!r} is a bool, expected an integer")
+        if kinds & {list, tuple}:
+            for i, row in enumerate(value):
+                refuse_bools(f"{name}[{i}]", row)
 
 
 def token_row(name: str, value: object) -> Int64Array:
@@ -167,6 +188,7 @@ def item_ids(value: object, num_rows: int, name: str = "item_ids", rows_name: st
     """Item ids, one a row, or None for the row numbers."""
     if value is None:
         return None
+    refuse_bools(name, value)
     array: Any = value if _is_array(value) else np.asarray(value)
     if isinstance(array, np.ndarray) and array.dtype.kind in "USO":
         raise TypeError(
@@ -184,6 +206,20 @@ def string_map(name: str, value: Mapping[Any, Any] | None) -> dict[str, str]:
     for key, entry in entries.items():
         if not isinstance(key, str) or not isinstance(entry, str):
             raise TypeError(f"{name}[{key!r}]={entry!r}: keys and values must be strings")
+    return entries
+
+
+def metadata(value: Mapping[Any, Any] | None, *, reserved: Sequence[str] = ()) -> dict[str, str]:
+    """What users store with a trie: str to str, none of our own keys."""
+    entries = string_map("metadata", value)
+    for key, entry in entries.items():
+        if key.startswith("gentrie.") or key in reserved:
+            raise ValueError(f"metadata[{key!r}]: this key is set by gentrie")
+        for text in (key, entry):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"metadata[{key!r}]={entry!r} holds half of a surrogate pair") from None
     return entries
 
 
@@ -272,6 +308,7 @@ def _is_array(value: object) -> TypeGuard[npt.NDArray[Any] | torch.Tensor]:
 
 
 def _token_values(name: str, value: object) -> npt.NDArray[Any]:
+    refuse_masked(name, value)
     array = value.detach().cpu().numpy() if is_tensor(value) else np.asarray(value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {array.dtype}, expected integers")

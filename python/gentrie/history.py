@@ -117,9 +117,12 @@ class HistoryRules:
         ``batch_id`` is the prompt's number. One history cannot tell a beam that fills up from a mistake, so that a
         history that has left the trie raises under ``on_dead="error"`` only.
         """
-        if not _validate.is_tensor(input_ids) or input_ids.is_floating_point() or input_ids.dim() != 1:
-            what = f"{input_ids.dtype} {list(input_ids.shape)}" if _validate.is_tensor(input_ids) else type(input_ids)
-            raise TypeError(f"input_ids is {what}, expected a tensor of token ids [length]")
+        if not _validate.is_tensor(input_ids):
+            raise TypeError(f"input_ids is a {type(input_ids).__name__}, expected a torch.Tensor")
+        if input_ids.dim() != 1 or (input_ids.is_floating_point() and input_ids.numel() > 0):
+            raise TypeError(
+                f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}, expected integers [length]"
+            )
         reader, lengths = self._reader, self.prompt_lengths
         if reader.num_constraints > 1:
             reader = reader.row(_validate.integer("batch_id", batch_id, 0, reader.num_constraints - 1))

@@ -50,6 +50,7 @@ class ItemFilter:
 
         The first call for a trie makes an index of its items by id, 4 to 12 bytes an item, which the trie keeps.
         """
+        trie = _validate.trie("trie", trie)
         return cls(_core.ItemFilter.from_item_ids(trie._core, item_id_array("item_ids", item_ids)), trie, name)
 
     @classmethod
@@ -70,6 +71,7 @@ class ItemFilter:
         ValueError, TypeError
             For another dtype or shape, and naming an item id that the array does not reach.
         """
+        trie = _validate.trie("trie", trie)
         array = _mask("mask", mask)
         return cls(_core.ItemFilter.from_mask(trie._core, array, _threads(num_threads)), trie, name)
 
@@ -86,12 +88,14 @@ class ItemFilter:
 
         The fastest to make, for those who keep what they know of items in this order.
         """
+        trie = _validate.trie("trie", trie)
         array = _mask("mask", mask)
         return cls(_core.ItemFilter.from_leaf_order(trie._core, array, _threads(num_threads)), trie, name)
 
     @classmethod
     def all_items(cls, trie: TokenTrie, *, name: str = "") -> ItemFilter:
         """Allow everything: what :meth:`deny` needs where there is no other filter."""
+        trie = _validate.trie("trie", trie)
         none = _core.ItemFilter.from_leaf_order(trie._core, np.zeros(trie.num_items, dtype=bool), 1)
         return cls(none.complement(), trie, name)
 
@@ -225,7 +229,7 @@ def filter_from(trie: TokenTrie, item_filter: Any, name: str = "") -> ItemFilter
     if isinstance(item_filter, ItemFilter):
         item_filter.check_trie(trie)
         return item_filter
-    array = _array(item_filter)
+    array = _array("item_filter", item_filter)
     if array.ndim != 1:
         raise ValueError(f"item_filter has shape {array.shape}, expected one dimension")
     if array.dtype == np.bool_:
@@ -266,11 +270,14 @@ def _is_per_row(item_filter: Any) -> bool:
     )
 
 
-def _array(values: Any) -> npt.NDArray[Any]:
+def _array(name: str, values: Any) -> npt.NDArray[Any]:
+    _validate.refuse_masked(name, values)
     if _validate.is_tensor(values):
         values = values.detach().cpu().numpy()
     if isinstance(values, set | frozenset | range):
         values = list(values)
+    if isinstance(values, list | tuple) and not all(isinstance(value, bool | np.bool_) for value in values):
+        _validate.refuse_bools(name, values)
     array = np.asarray(values)
     if array.size == 0 and not isinstance(values, np.ndarray):
         array = array.astype(np.int64)  # an empty list has no dtype of its own
@@ -279,11 +286,11 @@ def _array(values: Any) -> npt.NDArray[Any]:
 
 def item_id_array(name: str, values: Any) -> npt.NDArray[np.int64]:
     """Item ids in any collection, as int64 [N]."""
-    return _validate.token_row(name, values if type(values) is np.ndarray else _array(values))
+    return _validate.token_row(name, values if type(values) is np.ndarray else _array(name, values))
 
 
 def _mask(name: str, values: Any) -> npt.NDArray[np.bool_]:
-    array = _array(values)
+    array = _array(name, values)
     if array.dtype != np.bool_:
         raise TypeError(f"{name} has dtype {array.dtype}, expected bool")
     if array.ndim != 1:

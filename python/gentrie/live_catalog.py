@@ -7,8 +7,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -127,13 +128,15 @@ class LiveCatalog:
         self._require = _validate.string_map("require", require)
         self._definitions = dict(filters or {})
         self._removed: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._changes = threading.Lock()
+        self._changes = threading.RLock()  # held by one change at a time, while it makes filters
+        self._is_changing = False
+        self._facts = threading.Lock()  # held for moments, by whoever publishes a change or reads several fields
         self._rebuilding = threading.Lock()
         self._swaps = 0
         self._since = time.monotonic()
         self._retired: deque[_core.ClosedRows] = deque()
         self._dead_rows = self._emptied_rows = 0
-        self._check_metadata(trie)
+        self._check_metadata(_validate.trie("trie", trie))
         self._current = _make_version(1, trie, self._definitions, self._removed)
 
     @classmethod
@@ -172,21 +175,24 @@ class LiveCatalog:
         ValueError, TypeError
             For a trie of another vocabulary size or end token or without the required metadata, and what filters
             refuse.
+        RuntimeError
+            From a filter's definition.
         """
-        with self._changes:
+        with self._changing():
             before = self._current
             after = before.trie if trie is None else trie
             if trie is not None:
-                self._check_metadata(trie)
+                self._check_metadata(_validate.trie("trie", trie))
                 _check_vocabulary(before.trie, trie)
             definitions = {**self._definitions, **(filters or {})}
             version = _make_version(before.number + 1, after, definitions, self._removed)
             self._definitions = definitions
-            if after is not before.trie:
-                self._swaps += 1
-                self._since = time.monotonic()
-                self._retire(before.trie)
-            self._current = version
+            with self._facts:
+                if after is not before.trie:
+                    self._swaps += 1
+                    self._since = time.monotonic()
+                    self._retire(before.trie)
+                self._current = version
             return version
 
     def rebuild(
@@ -194,22 +200,26 @@ class LiveCatalog:
     ) -> Future[CatalogVersion]:
         """Build a trie in a thread of its own, then :meth:`swap` it in.
 
-        Let ``build`` use ``num_threads=1`` where lookups go on meanwhile, and, where metadata is required, save the
-        trie with it and load the file. The thread ends with the rebuild; the future holds the new version, or what was
-        raised, which is logged too: nothing has changed then.
+        Let ``build`` use ``num_threads=1`` where lookups go on meanwhile, and give the builder the ``metadata`` that is
+        required here. The thread ends with the rebuild; the future holds the new version, or what was raised, which is
+        logged too: nothing has changed then. It cannot be cancelled.
 
         Raises
         ------
         RuntimeError
-            While another rebuild runs.
+            While another rebuild runs, and where no thread can be started.
         """
         if not self._rebuilding.acquire(blocking=False):
             raise RuntimeError("a rebuild of this catalog is running: wait for its future before the next")
         future: Future[CatalogVersion] = Future()
+        future.set_running_or_notify_cancel()  # from here on cancel() is False
 
         def work() -> None:
             try:
-                version = self.swap(build(), filters=filters)
+                trie = build()
+                if not isinstance(trie, TokenTrie):
+                    raise TypeError(f"build returned a {type(trie).__name__}, expected a TokenTrie")
+                version = self.swap(trie, filters=filters)
             except BaseException as error:
                 _logger.exception("a rebuild failed; the catalog stays as it was")
                 self._rebuilding.release()
@@ -218,7 +228,11 @@ class LiveCatalog:
                 self._rebuilding.release()
                 future.set_result(version)
 
-        threading.Thread(target=work, name="gentrie-rebuild").start()
+        try:
+            threading.Thread(target=work, name="gentrie-rebuild").start()
+        except BaseException:  # no thread to be had
+            self._rebuilding.release()
+            raise
         return future
 
     def remove(self, item_ids: Collection[int] | npt.NDArray[Any]) -> CatalogVersion:
@@ -227,29 +241,30 @@ class LiveCatalog:
         Ids that the current trie does not hold are remembered for later ones.
         """
         ids = item_id_array("item_ids", item_ids)
-        with self._changes:
+        with self._changing():
             now = self._current
             gone = ItemFilter.from_item_ids(now.trie, ids)
             filters = {name: _without(item_filter, gone) for name, item_filter in now.filters.items()}
-            self._removed = np.union1d(self._removed, ids)
-            self._current = CatalogVersion(
-                now.number + 1, now.trie, MappingProxyType(filters), _without(now.allowed, gone)
-            )
-            return self._current
+            version = CatalogVersion(now.number + 1, now.trie, MappingProxyType(filters), _without(now.allowed, gone))
+            removed = np.union1d(self._removed, ids)
+            with self._facts:
+                self._removed, self._current = removed, version
+            return version
 
     def restore(self, item_ids: Collection[int] | npt.NDArray[Any]) -> CatalogVersion:
         """Undo :meth:`remove`: where the trie holds these items they may be given again."""
         ids = item_id_array("item_ids", item_ids)
-        with self._changes:
+        with self._changing():
             removed = np.setdiff1d(self._removed, ids)
             now = self._current
-            self._current = _make_version(now.number + 1, now.trie, self._definitions, removed)
-            self._removed = removed
-            return self._current
+            version = _make_version(now.number + 1, now.trie, self._definitions, removed)
+            with self._facts:
+                self._removed, self._current = removed, version
+            return version
 
     def stats(self) -> CatalogStats:
-        """Facts and counts for whoever watches over the service."""
-        with self._changes:
+        """Facts and counts for whoever watches over the service; waits for no change under way."""
+        with self._facts:
             now, since, swaps, num_removed = self._current, self._since, self._swaps, self._removed.size
             counted = [*self._retired, _core.closed_rows(now.trie._core)]
             dead, emptied = self._dead_rows, self._emptied_rows
@@ -264,6 +279,18 @@ class LiveCatalog:
             dead_rows=dead + sum(rows.dead for rows in counted),
             emptied_rows=emptied + sum(rows.emptied for rows in counted),
         )
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change at a time; from within another, which would lose it, none."""
+        with self._changes:
+            if self._is_changing:
+                raise RuntimeError("a filter's definition may not change the catalog that it is evaluated for")
+            self._is_changing = True
+            try:
+                yield
+            finally:
+                self._is_changing = False
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError(

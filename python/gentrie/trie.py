@@ -72,6 +72,7 @@ class TokenTrie:
         vocab_size: int,
         end_token_id: int | None = None,
         item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         memory_limit: int | None = None,
         progress: bool = False,
@@ -90,6 +91,8 @@ class TokenTrie:
         item_ids
             int64 [N], by default the row number. Several items may share a sequence; a pair (sequence, item id) that
             is listed twice counts once.
+        metadata
+            Kept as :attr:`metadata` and saved with the trie, such as ``{"codebook": "v7"}``.
         num_threads
             Default: the processors this process may use.
         memory_limit
@@ -113,6 +116,7 @@ class TokenTrie:
             vocab_size,
             end_token_id=end_token_id,
             item_ids=item_ids,
+            metadata=metadata,
             num_threads=num_threads,
             memory_limit=memory_limit,
             progress=progress,
@@ -126,6 +130,7 @@ class TokenTrie:
         vocab_size: int,
         end_token_id: int | None = None,
         with_item_ids: bool = False,
+        metadata: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         memory_limit: int | None = None,
         spill_dir: str | os.PathLike[str] | None = None,
@@ -142,7 +147,7 @@ class TokenTrie:
         chunks
             An iterable; each chunk has any form that :meth:`from_sequences` takes, such as slices of a memory-mapped
             array [N, L]. A chunk may have no rows, and one of a few hundred thousand costs least.
-        vocab_size, end_token_id, num_threads
+        vocab_size, end_token_id, metadata, num_threads
             As in :meth:`from_sequences`.
         with_item_ids
             Each chunk is a pair (sequences, item_ids). Default: an item's id is its row number over all chunks.
@@ -163,6 +168,7 @@ class TokenTrie:
             If ``spill_dir`` cannot be written to.
         """
         vocab_size = _validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
+        kept = _validate.metadata(metadata)
         return cls(
             build_from_chunks(
                 chunks,
@@ -174,7 +180,7 @@ class TokenTrie:
                 spill_folder=b"" if spill_dir is None else _validate.path(spill_dir),
                 progress=progress,
             ),
-            {},
+            kept,
         )
 
     @classmethod
@@ -189,6 +195,7 @@ class TokenTrie:
         item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
         vocab_size: int | None = None,
         on_collision: Literal["keep", "error"] = "keep",
+        metadata: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         memory_limit: int | None = None,
         progress: bool = False,
@@ -217,6 +224,8 @@ class TokenTrie:
             What becomes of items with the same tokens, be it that their titles are equal or that they differ only in
             characters that the tokenizer drops or lacks: ``"keep"`` lets one sequence stand for all of them (see
             :meth:`collisions`), ``"error"`` refuses them.
+        metadata
+            As in :meth:`from_sequences`, beside the tokenizer's fingerprint, template and context, which are kept too.
         memory_limit
             As in :meth:`from_sequences`; titles and their tokens are the input, and not counted.
         progress
@@ -229,6 +238,7 @@ class TokenTrie:
             encoding; collisions that ``on_collision`` refuses; and what :meth:`from_sequences` refuses.
         """
         on_collision = _validate.choice("on_collision", on_collision, ("keep", "error"))
+        kept = _validate.metadata(metadata, reserved=(_TOKENIZER_KEY, "template", "context", RECORD_KEY))
         rows = checked_titles(titles)
         values, indptr = encode_titles(rows, tokenizer, template=template, context=context, progress=progress)
         if vocab_size is None:
@@ -250,6 +260,7 @@ class TokenTrie:
             ids = _validate.item_ids(item_ids, len(rows))
             refuse_title_collisions(trie, rows, ids, record.unknown_token_id)
         trie._metadata = {
+            **kept,
             _TOKENIZER_KEY: tokenizer_fingerprint(tokenizer, trie.vocabulary),
             RECORD_KEY: record.to_json(),
             "template": template,
@@ -264,8 +275,10 @@ class TokenTrie:
         *,
         token_ids: npt.NDArray[Any] | Sequence[Sequence[int]] | tuple[int, int],
         vocab_size: int,
+        end_token_id: int | None = None,
         item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
         on_collision: Literal["keep", "error", "suffix"] = "keep",
+        metadata: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         memory_limit: int | None = None,
         progress: bool = False,
@@ -279,7 +292,7 @@ class TokenTrie:
         token_ids
             [L, K]: the token id that stands for each code at each position; or ``(base, stride)`` for
             ``base + position * stride + code``, where K is the stride.
-        vocab_size, item_ids, num_threads, memory_limit, progress
+        vocab_size, end_token_id, item_ids, metadata, num_threads, memory_limit, progress
             As in :meth:`from_sequences`.
         on_collision
             What becomes of items with the same codes: ``"keep"`` lets one sequence stand for all of them (see
@@ -306,7 +319,7 @@ class TokenTrie:
             stride = _validate.integer("token_ids[1]", token_ids[1], 1, vocab_size)
             _refuse_codes(rows, stride)
             values = base + stride * np.arange(length) + rows
-            suffix_tokens = base + stride * length + np.arange(stride)
+            suffix_tokens: range | npt.NDArray[np.int64] = range(base + stride * length, base + stride * (length + 1))
         else:
             table = _validate.int64_array("token_ids", token_ids)
             if table.ndim != 2 or table.shape[0] != num_positions:
@@ -315,6 +328,8 @@ class TokenTrie:
             values = table[np.arange(length), rows]
             suffix_tokens = table[-1]
         options: dict[str, Any] = {
+            "end_token_id": end_token_id,
+            "metadata": metadata,
             "num_threads": num_threads,
             "memory_limit": memory_limit,
             "progress": progress,
@@ -336,10 +351,12 @@ class TokenTrie:
         *,
         end_token_id: int | None = None,
         item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         memory_limit: int | None = None,
         progress: bool = False,
     ) -> TokenTrie:
+        kept = _validate.metadata(metadata)
         vocab_size = _validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
         end = _validate.optional_token("end_token_id", end_token_id, vocab_size)
         threads = _validate.optional_count("num_threads", num_threads, 4096)
@@ -348,7 +365,7 @@ class TokenTrie:
         ids = _validate.item_ids(item_ids, num_rows)
         with progress_bar("building", num_rows) if progress else nullcontext() as report:
             core = _core.Trie.build(values, indptr, vocab_size, end, ids, threads, limit, report)
-        return cls(core, {})
+        return cls(core, kept)
 
     # --- Files ------------------------------------------------------------------------------------------------------
 
@@ -364,7 +381,7 @@ class TokenTrie:
         ValueError, TypeError
             For metadata that is not str to str or uses keys beginning with ``gentrie.``.
         """
-        stored = {**self._metadata, **_validate.string_map("metadata", metadata)}
+        stored = {**self._metadata, **_validate.metadata(metadata)}
         self._core.save(_validate.path(path), stored)
         if stored == self._metadata:
             self._path = os.path.abspath(os.fsdecode(path))

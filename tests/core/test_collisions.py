@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections import defaultdict
 from typing import Any
 
@@ -81,3 +82,27 @@ def test_more_collisions_than_suffixes():
 def test_refused(options: dict[str, Any], kind: type[Exception], message: str):
     with pytest.raises(kind, match=message):
         TokenTrie.from_semantic_ids(np.array([[0, 1]]), **{"token_ids": (0, 3), "vocab_size": 9, **options})
+
+
+@pytest.mark.parametrize("token_ids", [(5, 4), [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]])
+def test_semantic_ids_with_an_end_token(token_ids: Any):
+    codes = np.array([[0, 1], [2, 3], [0, 1]])
+    options = {"vocab_size": 40, "end_token_id": 1, "metadata": {"codebook": "v7"}}
+    kept = TokenTrie.from_semantic_ids(codes, token_ids=(5, 4), **options)
+    rows = [[5, 10], [7, 12], [5, 10]]
+    assert kept.fingerprint == TokenTrie.from_sequences(rows, vocab_size=40, end_token_id=1).fingerprint
+    suffixed = TokenTrie.from_semantic_ids(codes, token_ids=token_ids, on_collision="suffix", **options)
+    rows = [[5, 10, 13], [7, 12, 13], [5, 10, 14]]
+    assert suffixed.fingerprint == TokenTrie.from_sequences(rows, vocab_size=40, end_token_id=1).fingerprint
+    assert suffixed.metadata == kept.metadata == {"codebook": "v7"}
+
+
+def test_the_stride_takes_no_memory():
+    """``(base, stride)`` is arithmetic: a list of 2**27 suffixes would take a gigabyte."""
+    codes, options = np.zeros((2, 1), dtype=np.int64), {"token_ids": (0, 2**27), "vocab_size": 2**28 + 1}
+    tracemalloc.start()
+    for on_collision in ("keep", "suffix"):
+        TokenTrie.from_semantic_ids(codes, on_collision=on_collision, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20

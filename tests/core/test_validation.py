@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gentrie import TokenTrie
+from gentrie import ItemFilter, TokenTrie
 
+MASKED = np.ma.masked_array([1, 2], mask=[False, True])
 VALUES = np.array([1, 2, 3, 4])
 
 
@@ -64,6 +65,12 @@ def refused(kind: type[Exception], parts: list[str], call: Any, *args: Any, **op
         ([[1], [2]], {"item_ids": [1.0, 2.0]}, TypeError, ["item_ids", "float64"]),
         ([[1], [2]], {"item_ids": np.zeros((2, 1), dtype=np.int64)}, ValueError, ["item_ids", "(2, 1)"]),
         ([[1]], {"item_ids": np.array([2**63], dtype=np.uint64)}, ValueError, ["item_ids", str(2**63)]),
+        ([[1], [2]], {"item_ids": [True, 5]}, TypeError, ["item_ids[0]=True", "bool"]),
+        ([[1], [2]], {"item_ids": MASKED}, TypeError, ["item_ids", "masked array", "1 entries"]),
+        (np.ma.masked_array([[1], [2]], mask=[[0], [1]]), {}, TypeError, ["sequences", "masked array"]),
+        ([[1]], {"metadata": {"n": 3}}, TypeError, ["metadata['n']=3"]),
+        ([[1]], {"metadata": {"gentrie.x": "3"}}, ValueError, ["metadata['gentrie.x']"]),
+        ([[1]], {"metadata": {"n": "\ud800"}}, ValueError, ["metadata['n']", "surrogate"]),
         ([[1]], {"num_threads": 0}, ValueError, ["num_threads=0", "1"]),
         ([[1]], {"num_threads": 1.0}, TypeError, ["num_threads=1.0"]),
         ([[1]], {"vocab_size": 0}, ValueError, ["vocab_size=0"]),
@@ -97,6 +104,8 @@ def test_the_first_bad_row_is_named_whatever_the_threads(bad: str, num_threads: 
         ([[0.5, 1.0]], (2, 3), TypeError, ["codes", "float64"]),
         ([[0, 1]], [[1, 2]], ValueError, ["token_ids", "(1, 2)"]),
         ([[0, 1]], [[1.0], [2.0]], TypeError, ["token_ids", "float64"]),
+        ([[True, 1]], (2, 3), TypeError, ["codes[0][0]=True"]),
+        (np.ma.masked_array([[0, 1]], mask=[[0, 1]]), (2, 3), TypeError, ["codes", "masked array"]),
         ([[0, 1]], (-1, 3), ValueError, ["token_ids[0]=-1"]),
         ([[0, 1]], (2, 0), ValueError, ["token_ids[1]=0"]),
         ([[0, 1]], (8, 3), ValueError, ["12", "10"]),
@@ -104,6 +113,21 @@ def test_the_first_bad_row_is_named_whatever_the_threads(bad: str, num_threads: 
 )
 def test_semantic_ids_refused(codes: Any, token_ids: Any, kind: type[Exception], parts: list[str]):
     refused(kind, parts, TokenTrie.from_semantic_ids, codes, token_ids=token_ids, vocab_size=10)
+
+
+@pytest.mark.parametrize("wrong", [[[1]], "items.safetensors", None])
+def test_the_constructor_names_the_builders(wrong: Any):
+    refused(TypeError, ["from_sequences", "TokenTrie.load", type(wrong).__name__], TokenTrie, wrong)
+
+
+def test_filters_refused():
+    trie = build()
+    refused(TypeError, ["item_ids", "masked array"], ItemFilter.from_item_ids, trie, MASKED)
+    refused(TypeError, ["item_ids[1]=True"], ItemFilter.from_item_ids, trie, [0, True])
+    refused(TypeError, ["mask", "masked array"], ItemFilter.from_mask, trie, MASKED.astype(bool))
+    for make in (ItemFilter.from_item_ids, ItemFilter.from_mask, ItemFilter.from_leaf_order):
+        refused(TypeError, ["trie is a str", "TokenTrie.load"], make, "items.safetensors", [0])
+    refused(TypeError, ["trie is a str", "TokenTrie.load"], ItemFilter.all_items, "items.safetensors")
 
 
 @pytest.mark.parametrize(

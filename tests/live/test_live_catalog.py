@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,68 @@ def test_required_metadata(tmp_path: Path):
     assert catalog.swap(TokenTrie.load(old)).number == 2
     with pytest.raises(TypeError, match="require"):
         LiveCatalog(trie_of(ROWS), require={"codebook": 7})  # type: ignore[dict-item]
+
+
+def test_a_rebuild_carries_the_metadata_that_is_required():
+    def build() -> TokenTrie:
+        return TokenTrie.from_sequences(ROWS, vocab_size=VOCAB_SIZE, end_token_id=END, metadata={"codebook": "v7"})
+
+    catalog = LiveCatalog(build(), require={"codebook": "v7"})
+    assert catalog.rebuild(build).result().number == 2
+    with pytest.raises(ValueError, match="codebook=None, required 'v7'"):
+        catalog.rebuild(lambda: trie_of(ROWS)).result()
+
+
+def test_a_build_that_returns_no_trie_fails():
+    catalog = LiveCatalog(trie_of(ROWS))
+    with pytest.raises(TypeError, match="build returned a NoneType"):
+        catalog.rebuild(lambda: None).result()  # type: ignore[arg-type,return-value]
+    assert catalog.current.number == 1
+    with pytest.raises(TypeError, match=r"trie is a str.*TokenTrie\.load"):
+        catalog.swap("x.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"trie is a str.*TokenTrie\.load"):
+        LiveCatalog("x.safetensors")  # type: ignore[arg-type]
+
+
+def test_a_thread_that_does_not_start_blocks_no_later_rebuild(monkeypatch: pytest.MonkeyPatch):
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    catalog = LiveCatalog(trie_of(ROWS))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            catalog.rebuild(lambda: trie_of(ROWS))
+    assert catalog.rebuild(lambda: trie_of(ROWS)).result().number == 2
+
+
+def test_a_rebuild_is_not_cancelled():
+    catalog = LiveCatalog(trie_of(ROWS))
+    may_build = threading.Event()
+    future = catalog.rebuild(lambda: (may_build.wait(30), trie_of(ROWS))[1])
+    assert not future.cancel()
+    may_build.set()
+    assert future.result().number == 2
+
+
+def test_definitions_read_the_catalog_and_do_not_change_it():
+    catalog = LiveCatalog(trie_of(ROWS))
+    seen = []
+
+    def reads(made: Mapping[str, ItemFilter]) -> ItemFilter:
+        seen.append((catalog.stats().version, catalog.current.number))
+        return ItemFilter.all_items(catalog.current.trie)
+
+    def removes(made: Mapping[str, ItemFilter]) -> ItemFilter:
+        catalog.remove([1])
+        return ItemFilter.all_items(catalog.current.trie)
+
+    assert catalog.swap(filters={"reads": reads}).number == 2
+    assert seen == [(1, 1)]
+    with pytest.raises(RuntimeError, match="may not change the catalog"):
+        catalog.swap(filters={"removes": removes})
+    assert catalog.stats().num_removed == 0
+    assert catalog.remove([1]).number == 3
 
 
 def test_stats_count_rows_that_could_not_go_on():
