@@ -178,10 +178,10 @@ def test_prompts_are_stored_once_and_dropped_slots_used_again():
     assert decoder.num_slots == 3
 
 
-def test_the_attention_setting_is_back_after_an_error(monkeypatch):
+def test_an_error_leaves_model_and_decoder_as_they_were(monkeypatch):
     model = tree_model("llama")
     decoder = TreeDecoder(model, torch.tensor([[5, 6]]))
-    monkeypatch.setattr(model.model.layers[1].mlp, "forward", lambda *_: 1 / 0)
+    monkeypatch.setattr(model.model.layers[1].mlp.down_proj, "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         decoder.extend(decoder.prompt_slots, [7])
     assert model.config._attn_implementation == "sdpa"
@@ -194,7 +194,7 @@ def test_the_attention_setting_is_back_after_an_error(monkeypatch):
 def test_a_prompt_that_fails_leaves_the_others_as_they_were(monkeypatch):
     model = tree_model("llama")
     tree = Tree(model, [[5, 6]])
-    monkeypatch.setattr(model.model.layers[1].mlp, "forward", lambda *_: 1 / 0)
+    monkeypatch.setattr(model.model.layers[1].mlp.down_proj, "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tree.decoder.add_prompts(torch.tensor([[7, 8, 9]]))
     monkeypatch.undo()

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from gentrie.generation._compiled import Uncompiled
 from gentrie.generation._generate_arguments import (
     check_settings,
     embedded_prompts,
@@ -18,6 +17,7 @@ from gentrie.generation._generate_arguments import (
     make_matchers,
     unpadded,
 )
+from gentrie.generation._model_copies import uncompiled
 from gentrie.generation.item_row import ItemRow
 from gentrie.generation.ragged_cache import RaggedCache
 from gentrie.generation.response_template import ResponseTemplate
@@ -92,7 +92,7 @@ def generate_with_items(
     if not hasattr(generation_config, "_pad_token_tensor"):  # not prepared by `generate`: go through it
         if kwargs.pop("synced_gpus", None):
             raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")
-        uncompiled = Uncompiled(model, stacklevel=2)
+        plain_model = uncompiled(model, stacklevel=2)
         if streamer is not None and input_ids is not None:
             streamer.put(input_ids.cpu())
         own = {
@@ -108,15 +108,14 @@ def generate_with_items(
         def prepared(*arguments: Any, **given: Any) -> Any:
             return generate_with_items(*arguments, **{**given, **own})
 
-        with uncompiled as plain_model:
-            return plain_model.generate(
-                input_ids,
-                generation_config=generation_config,
-                logits_processor=logits_processor,
-                stopping_criteria=stopping_criteria,
-                custom_generate=prepared,
-                **{"return_dict_in_generate": True, **kwargs},
-            )
+        return plain_model.generate(
+            input_ids,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            custom_generate=prepared,
+            **{"return_dict_in_generate": True, **kwargs},
+        )
     assert input_ids is not None
     assert generation_config is not None
     criteria, processors = stopping_criteria or StoppingCriteriaList(), logits_processor or LogitsProcessorList()
@@ -136,6 +135,7 @@ def generate_with_items(
         for number, (matcher, prompt) in enumerate(zip(matchers, prompts, strict=True))
     ]
     scored = bool(generation_config.output_scores and generation_config.return_dict_in_generate)
+    model = uncompiled(model, stacklevel=2)
     decoder = _Decoder(
         rows,
         RaggedCache(model, cache, head_once="logits_to_keep" in kwargs),
@@ -143,8 +143,7 @@ def generate_with_items(
         TextHistories(input_ids, criteria, streamer),
         begin_token_id,
     )
-    with Uncompiled(model, stacklevel=2):
-        decoder.run(prompts, embedded_prompts(kwargs))
+    decoder.run(prompts, embedded_prompts(kwargs))
     if streamer is not None:
         streamer.end()
     sequences = decoder.histories.sequences(generation_config)

@@ -127,25 +127,14 @@ def _stored(old: torch.Tensor | None, new: torch.Tensor, slots: torch.Tensor, ca
 _active = threading.local()
 
 
-def attention_configs(model: torch.nn.Module) -> list[Any]:
-    """The configs that name the attention of some layer of the model."""
-    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    return list({id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}.values())
-
-
 @contextmanager
-def tree_attention(configs: list[Any], cache: TreeCache, step: Step) -> Iterator[None]:
-    """Run the models of ``configs`` with the attention of this module; their own setting is back afterwards."""
-    before = [(config, config._attn_implementation_internal) for config in configs]
+def tree_attention(cache: TreeCache, step: Step) -> Iterator[None]:
+    """Let models whose attention is this module's serve a step, in this thread."""
     cache.step, outer = step, getattr(_active, "cache", None)
     _active.cache = cache
     try:
-        for config, _ in before:
-            config._attn_implementation_internal = NAME
         yield
     finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
         cache.step, _active.cache = None, outer
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from gentrie.generation._compiled import Uncompiled
+from gentrie.generation._model_copies import uncompiled
 from gentrie.generation.tree_head import TreeHead, WholeHead, tempered
 from gentrie.generation.tree_packed import PackedForward
 from gentrie.generation.tree_padded import PaddedForward
@@ -50,9 +50,9 @@ class TreeDecoder:
     ----------
     model
         A decoder-only model or an encoder-decoder with an LM head, in evaluation mode; also wrapped by PEFT (but not
-        prompt tuning), by DDP or, with a warning, compiled. Its attention setting and whatever of it is compiled are
-        exchanged during each call and restored, so other threads may not use it meanwhile. Soft-caps and windows of the
-        attention are honoured in any setting.
+        prompt tuning), by DDP or, with a warning, compiled. It is never altered: what needs other settings is a copy of
+        its modules, made once, that shares the weights, so other threads may use the model at the same time. Soft-caps
+        and windows of the attention are honoured in any setting.
     input_ids
         int64 [B, T].
     attention_mask
@@ -85,11 +85,11 @@ class TreeDecoder:
         decoder_start_token_id: int | None = None,
         whole_model: bool = False,
     ) -> None:
-        self._model, self._uncompiled = _language_model(model)
+        self._model = _language_model(model)
         self._slots = TreeSlots()
         self.stats = TreeStats()
         self._start, self._whole = decoder_start_token_id, whole_model
-        with torch.no_grad(), self._uncompiled:
+        with torch.no_grad():
             self._head = WholeHead(self._model) if whole_model else TreeHead(self._model)
         self._forward: PackedForward | PaddedForward | None = None
         self.prompt_slots, self.prompt_hidden = self.add_prompts(
@@ -146,8 +146,7 @@ class TreeDecoder:
         if encoder_outputs is not None and not self._model.config.is_encoder_decoder:
             raise ValueError(f"encoder_outputs: {type(self._model).__name__} has no encoder")
         inputs, lengths = _packed_prompts(prompts, attention_mask)
-        with self._uncompiled:
-            hidden = self._encode(inputs, lengths, encoded=encoder_outputs is not None)
+        hidden = self._encode(inputs, lengths, encoded=encoder_outputs is not None)
         self.stats.prompt_calls += 1
         self.stats.prompt_tokens += int(lengths.sum())
         return self._slots.add_prompts(lengths), hidden
@@ -219,8 +218,7 @@ class TreeDecoder:
         ids = ids.astype(np.int64)
         slots = self._slots.add_rows(behind.astype(np.int64), ids)
         try:
-            with self._uncompiled:
-                hidden = self._forward.extend(slots, torch.from_numpy(ids).to(self.device))
+            hidden = self._forward.extend(slots, torch.from_numpy(ids).to(self.device))
         except BaseException:
             self._slots.drop(slots)
             raise
@@ -245,8 +243,7 @@ class TreeDecoder:
     ) -> torch.Tensor:
         """The model's logits [N, vocabulary] of hidden states [N, D], or [N, tokens] of the tokens [tokens] alone, over
         ``temperature``."""
-        with self._uncompiled:
-            return tempered(self._head.logits(hidden, token_ids), temperature)
+        return tempered(self._head.logits(hidden, token_ids), temperature)
 
     @torch.no_grad()
     def normalized_logits(
@@ -268,8 +265,7 @@ class TreeDecoder:
         logits, normalizers
             [N, tokens], and float32 [N], the logarithm of the sum of the exponentials of all logits.
         """
-        with self._uncompiled:
-            return self._head.normalized(hidden, token_ids, temperature)
+        return self._head.normalized(hidden, token_ids, temperature)
 
     @property
     def _vocabulary(self) -> int:
@@ -302,10 +298,9 @@ class TreeDecoder:
         return self._forward.encode(inputs, lengths)
 
 
-def _language_model(model: Any) -> tuple[PreTrainedModel, Uncompiled]:
-    """The model inside wrappers, checked, and how to run it."""
-    uncompiled = Uncompiled(model, stacklevel=3)
-    model = uncompiled.model
+def _language_model(model: Any) -> PreTrainedModel:
+    """The model inside wrappers, checked, with nothing compiled."""
+    model = uncompiled(model, stacklevel=3)
     if isinstance(model, DistributedDataParallel):
         model = model.module
         model = getattr(model, "_orig_mod", model)
@@ -319,7 +314,7 @@ def _language_model(model: Any) -> tuple[PreTrainedModel, Uncompiled]:
         raise TypeError(f"model is {type(model).__name__}, expected a transformers PreTrainedModel")
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes its answers: call model.eval()")
-    return model, uncompiled
+    return model
 
 
 def _packed_prompts(prompts: dict[str, Any], attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, Int64Array]:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gentrie._lm_head import logit_scale, logit_softcap
+from gentrie.generation._model_copies import own_modules
 
 _checked: WeakSet[PreTrainedModel] = WeakSet()
 
@@ -95,6 +96,7 @@ class TreeHead:
     def _check(self, model: Any) -> None:
         """Raise ValueError where the model makes its logits in some other way."""
         seen: list[torch.Tensor] = []
+        model = own_modules(model)  # a hook on the model itself would see the calls of other threads
         body = model.get_decoder() if model.config.is_encoder_decoder else model.base_model
         hook = body.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
         token = torch.ones(1, 1, dtype=torch.int64, device=model.device)

@@ -10,11 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from gentrie.generation._cache_names import cache_name
+from gentrie.generation._model_copies import with_attention
 from gentrie.generation.tree_attention import (
+    NAME,
     Step,
     TreeCache,
     UnsupportedModelError,
-    attention_configs,
     tree_attention,
 )
 from gentrie.generation.tree_blocks import on_device, prompt_block, tree_blocks
@@ -29,10 +30,10 @@ class PackedForward:
     def __init__(self, model: PreTrainedModel, slots: TreeSlots, *, whole_model: bool = False) -> None:
         if model.config.is_encoder_decoder or not model._supports_attention_backend:
             raise UnsupportedModelError(f"{type(model).__name__} is no decoder that uses the attention interface")
-        self._body: Any = model if whole_model else model.base_model
+        copied = with_attention(model, NAME)
+        self._body: Any = copied if whole_model else copied.base_model
         self._some_logits = whole_model and "logits_to_keep" in inspect.signature(model.forward).parameters
         self._whole = whole_model
-        self._configs = attention_configs(model.base_model)
         self._slots = slots
         self._cache = TreeCache()
         self._cached = {cache_name(self._body.forward): self._cache}
@@ -110,7 +111,7 @@ class PackedForward:
         arguments: dict[str, Any] = {"inputs_embeds" if inputs.is_floating_point() else "input_ids": inputs[None]}
         if places is not None:
             arguments["logits_to_keep"] = places
-        with tree_attention(self._configs, self._cache, step):
+        with tree_attention(self._cache, step):
             output = self._body(
                 **arguments,
                 position_ids=positions[None],
