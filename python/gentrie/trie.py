@@ -18,6 +18,7 @@ from gentrie._progress import progress_bar
 from gentrie._text_record import RECORD_KEY, TextRecord, check_texts, record_texts
 from gentrie._titles import errors_name_titles, refuse_title_collisions
 from gentrie.tokenization import (
+    adapter_of,
     check_tokenizer,
     checked_titles,
     encode_titles,
@@ -266,6 +267,8 @@ class TokenTrie:
             "template": template,
             "context": context,
         }
+        if context and (before := adapter_of(tokenizer).encode([context])[0]):
+            trie._metadata["context_end_token_id"] = str(before[-1])  # by which prompts of other ends are found
         return trie
 
     @classmethod

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-sys.path.append(str(Path(__file__).parents[1] / "generation"))
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("generation", "python")]
 
 
 @pytest.fixture(params=[1, 24, 1 << 20], ids=["smallest blocks", "small blocks", "blocks as they are"])

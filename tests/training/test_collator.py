@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokenizers import byte_level_bpe
 from tiny_models import BEGIN, END, PAD, VOCAB_SIZE, tiny_model
 
 from gentrie import TokenTrie, presets
@@ -70,11 +72,53 @@ def test_items_inside_a_response() -> None:
             {"prompt_ids": [30], "response_ids": [10, 15]},
             r"features\[0\]: token 15 at position 1 of response_ids leaves the catalog",
         ),
+        (
+            {"prompt_ids": [30], "response_ids": [10, 14]},
+            rf"features\[0\]: response_ids end in token 14 inside an item, which goes on with its end token {END}",
+        ),
+        (
+            {"prompt_ids": [30], "response_ids": [10, 11]},
+            r"features\[0\]: response_ids end in token 11 inside an item, which goes on with one of \[12, 13\]",
+        ),
     ],
 )
 def test_bad_features(feature: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ItemCollator(TRIE, PAD)([feature])
+
+
+def test_text_that_stops_inside_an_item() -> None:
+    collator = ItemCollator(TRIE, PAD, begin_token_id=BEGIN)
+    whole = {"prompt_ids": [30], "response_ids": [30, BEGIN, 15, END, 31]}
+    collator([whole])
+    for response in ([30, BEGIN], [BEGIN, 15, END, BEGIN, 15]):
+        with pytest.raises(ValueError, match=r"features\[1\]: response_ids end in token .* inside an item"):
+            collator([whole, {"prompt_ids": [30], "response_ids": response}])
+
+
+def test_prompts_that_end_otherwise_than_the_context_warn_once() -> None:
+    tokenizer = byte_level_bpe()
+    titles, context = ["red box", "blue tool"], "Response:\n"
+    trie = TokenTrie.from_titles(titles, tokenizer, context=context, end_token_id=0)
+    right, wrong = tokenizer.encode(f"Tell me. {context}").ids, tokenizer.encode("Tell me. Response: ").ids
+    sequences, indptr, _, _ = trie.to_sequences()
+    response = sequences[: indptr[1]].tolist()
+    features = [{"prompt_ids": prompt, "response_ids": response} for prompt in (right, wrong, wrong)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ItemCollator(trie, 0)(features[:1])
+        begin = tokenizer.token_to_id("!")
+        ItemCollator(trie, 0, begin_token_id=begin)([{**features[1], "response_ids": [begin, *response]}])
+        RecommendationCallback(trie, [right], [0], pad_token_id=0)
+    collator = ItemCollator(trie, 0)
+    says = r"features\[1\]\['prompt_ids'\] ends in token \d+ \(as 1 others of 3 do\), the catalog's context 'Response:"
+    with pytest.warns(UserWarning, match=says):
+        collator(features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collator(features)
+    with pytest.warns(UserWarning, match=r"prompts\[1\] ends in token"):
+        RecommendationCallback(trie, [right, wrong], [0, 1], pad_token_id=0)
 
 
 def test_bad_arguments() -> None:

@@ -295,12 +295,15 @@ def test_adapters_and_checkpointing(tmp_path: Path) -> None:
         model_of("llama"),
         peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False),
     )
+    # "gradient" before transformers 5.24.
+    checkpointing = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
+    kwargs = {f"{checkpointing}_checkpointing_kwargs": {"use_reentrant": False}}
     frozen = {name: weight.clone() for name, weight in model.named_parameters() if not weight.requires_grad}
     reference = copy.deepcopy(model)
     expected = sgd_step(reference, written_out(reference, **OPTIONS))
     trainer = BearTrainer(
         model,
-        arguments(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}),
+        arguments(tmp_path, **{f"{checkpointing}_checkpointing": True}, **kwargs),
         train_dataset=FEATURES,
         data_collator=ItemCollator(TRIE, PAD),
         trie=TRIE,

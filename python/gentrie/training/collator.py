@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gentrie import _validate
+from gentrie.training._prompts import warn_of_other_ends
 from gentrie.trie import TokenTrie
+
+Int64Array = npt.NDArray[np.int64]
 
 IGNORED = -100
 
@@ -21,7 +25,8 @@ class ItemCollator:
 
     Features are mappings with ``prompt_ids`` and ``response_ids``, token ids each; other keys are dropped. A response
     is one item's tokens (its end token and the model's end-of-turn token included where it has them), or, with
-    ``begin_token_id``, text with items between begin and end token.
+    ``begin_token_id``, text with items between begin and end token. Warns once where a prompt does not end as the
+    context does that the catalog's titles were encoded behind.
 
     Parameters
     ----------
@@ -57,6 +62,7 @@ class ItemCollator:
     max_length: int | None = None
     pad_to_multiple_of: int | None = None
     padding_side: Literal["right", "left"] = "right"
+    _warned: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.trie, TokenTrie):
@@ -73,6 +79,10 @@ class ItemCollator:
         if not features:
             raise ValueError("features is empty")
         rows = [self._row(number, feature) for number, feature in enumerate(features)]
+        if self.begin_token_id is None and not self._warned:
+            prompts = [feature["prompt_ids"] for feature in features]
+            if warn_of_other_ends(self.trie, prompts, "features[{}]['prompt_ids']", 2):
+                self._warned.append(True)
         width = max(prompt.size + response.size for prompt, response in rows)
         multiple = self.pad_to_multiple_of or 1
         width = -(-width // multiple) * multiple
@@ -95,8 +105,29 @@ class ItemCollator:
             raise ValueError(
                 f"features[{row}]: token {labels[row, column]} at position {place} of response_ids leaves the catalog"
             )
+        self._refuse_unfinished(labels, states)
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "states": states}
         return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _refuse_unfinished(self, labels: Int64Array, states: Int64Array) -> None:
+        """Raise for a response behind whose last token an item goes on."""
+        for row, given in enumerate(labels):
+            last = np.flatnonzero(given != IGNORED)[-1]
+            token, state = int(given[last]), int(states[row, last])
+            if state >= 0:
+                state = self.trie.advance(state, token)
+            elif token == self.begin_token_id:
+                state = self.trie.root
+            if state >= 0 and not self.trie.is_leaf(state):
+                few = self.trie.next_tokens(state)[:5].tolist()
+                raise ValueError(
+                    f"features[{row}]: response_ids end in token {token} inside an item, which goes on with "
+                    + (
+                        f"its end token {self.trie.end_token_id}"
+                        if few == [self.trie.end_token_id]
+                        else f"one of {few}"
+                    )
+                )
 
     def _row(self, number: int, feature: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         parts = []

@@ -18,6 +18,7 @@ from gentrie.generation.beam_search import beam_search
 from gentrie.generation.best_first_search import best_first_search
 from gentrie.item_filter import ItemFilter, make_filters
 from gentrie.presets import Preset
+from gentrie.training._prompts import warn_of_other_ends
 from gentrie.trie import TokenTrie
 
 Recommend = Callable[[Any, Sequence[Sequence[int]], int], npt.NDArray[np.int64]]
@@ -133,7 +134,8 @@ class RecommendationCallback(TrainerCallback):
     trie
         The catalog.
     prompts
-        Token ids, one list a user.
+        Token ids, one list a user. Warns where one does not end as the context does that the catalog's titles were
+        encoded behind.
     targets
         The item id each user chose, int64 [users].
     pad_token_id
@@ -178,6 +180,7 @@ class RecommendationCallback(TrainerCallback):
                 raise ValueError(f"prompts[{row}] is empty")
         if not ks:
             raise ValueError("ks is empty")
+        warn_of_other_ends(trie, prompts, "prompts[{}]", 2)
         self._ks = [_validate.integer("ks", k, 1, 512) for k in ks]
         self._trie, self._prompts = trie, prompts
         self._targets = _validate.int64_array("targets", targets)
