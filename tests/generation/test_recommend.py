@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
 import os
@@ -16,6 +17,7 @@ from tiny_models import BEGIN, END, PAD, TURN_END, VOCAB_SIZE, tiny_model
 
 from gentrie import TokenTrie
 from gentrie.generation import (
+    Recommendation,
     RecommendationStore,
     TrieLogitsProcessor,
     beam_rollouts,
@@ -78,6 +80,59 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
         recommend(PROMPTS, again, folder=tmp_path / "new", label="ten beams", progress=False)
     store = RecommendationStore(tmp_path / "new", PROMPTS)
     assert store.read() == dict(enumerate(found))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_write_that_failed_is_replaced_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    one, two = (Recommendation([[number]], [0.5]) for number in (1, 2))
+    store = RecommendationStore(tmp_path, PROMPTS)
+    before = {0: one} if begun else {}
+    if begun:
+        store.write(before)
+
+    def full(_: int) -> None:
+        part = tmp_path / "part-0.jsonl"
+        os.truncate(part, part.stat().st_size - 9)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.write({1: one, 2: one})
+    read = RecommendationStore(tmp_path, PROMPTS).read
+    assert read() == {**before, 1: one}
+    store.write({1: two, 2: two})
+    store.write({3: one})
+    assert read() == {**before, 1: two, 2: two, 3: one}
+
+
+def test_stores_that_write_at_the_same_time(tmp_path: Path) -> None:
+    one = Recommendation([[1]], [0.5])
+    stores = [RecommendationStore(tmp_path, PROMPTS) for _ in range(3)]
+    for number, store in enumerate([*stores, *stores]):
+        store.write({number: one})
+    assert stores[0].read() == dict.fromkeys(range(6), one)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0.1.jsonl", "part-0.2.jsonl", "part-0.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nothing", "line 2 of .*part-0.jsonl is not a JSON object"),
+        ("[1]", "line 2 of .*part-0.jsonl is not a JSON object"),
+        ('{"prompt": 1}', "line 2 of .*part-0.jsonl holds no recommendation"),
+        ('{"item_ids": [], "scores": []}', "line 2 of .*part-0.jsonl holds no recommendation"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, line: str, message: str) -> None:
+    store = RecommendationStore(tmp_path, PROMPTS)
+    store.write({})
+    with open(tmp_path / "part-0.jsonl", "a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ValueError, match=message):
+        store.read()
 
 
 MODEL: Any = tiny_model("llama")

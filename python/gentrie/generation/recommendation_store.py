@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from gentrie import _validate
 
@@ -35,7 +38,10 @@ class Recommendation:
 
 
 class RecommendationStore:
-    """Results in a folder: JSON lines, one file a process, a header that names the run and then one line a prompt.
+    """Results in a folder: JSON lines, a header that names the run and then one line a prompt.
+
+    A store writes to a file that it has made itself, ``part-RANK.jsonl`` or where that is there already
+    ``part-RANK.1.jsonl`` and so on, so that runs may be interrupted at any time and even go on at the same time.
 
     :func:`recommend` keeps its results here; a runner of one's own (Ray Data in ``examples/recommend_ray.py``) can do
     the same, and then either goes on with what the other left.
@@ -49,7 +55,7 @@ class RecommendationStore:
     label
         What else the results depend on, in words of one's own: model, catalog, search.
     rank
-        Number of the process, which writes a file of its own.
+        Number of the process.
 
     Raises
     ------
@@ -74,8 +80,9 @@ class RecommendationStore:
         self._header = {"prompts": digest.hexdigest(), "num_prompts": len(prompts), "label": label}
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._own = self._folder / f"part-{rank}.jsonl"
-        self._begun = False
+        self._rank = rank
+        self._own: Path | None = None
+        self._end = 0  # bytes of the own file that are known to be complete
 
     def read(self) -> dict[int, Recommendation]:
         """Everything that any process has written, by the number of the prompt.
@@ -83,7 +90,7 @@ class RecommendationStore:
         Raises
         ------
         ValueError
-            A file holds results of other prompts or under another label.
+            A file holds results of other prompts or under another label, or a line that is none of a store's.
         """
         done: dict[int, Recommendation] = {}
         for path in sorted(self._folder.glob("part-*.jsonl")):
@@ -91,15 +98,18 @@ class RecommendationStore:
             lines = path.read_bytes().split(b"\n")[:-1]
             if not lines:
                 continue
-            if (header := json.loads(lines[0])) != self._header:
+            if (header := _entry(path, 1, lines[0])) != self._header:
                 raise ValueError(
                     f"folder: {path} holds results of other prompts or under another label: its header is {header}, "
                     f"expected {self._header}"
                 )
-            for line in lines[1:]:
-                entry = json.loads(line)
-                number = entry.pop("prompt")
-                done[number] = Recommendation(**entry)
+            for number, line in enumerate(lines[1:], start=2):
+                entry = _entry(path, number, line)
+                try:
+                    prompt = entry.pop("prompt")
+                    done[prompt] = Recommendation(**entry)
+                except (KeyError, TypeError):
+                    raise ValueError(f"folder: line {number} of {path} holds no recommendation") from None
         return done
 
     def write(self, found: Mapping[int, Recommendation]) -> None:
@@ -108,23 +118,37 @@ class RecommendationStore:
         Raises
         ------
         OSError
-            If the file cannot be written.
+            If the file cannot be written. What the write has left behind is no result, and the next one replaces it.
         """
-        lines = [] if self._begin() else [json.dumps(self._header)]
+        lines = [] if self._end else [json.dumps(self._header)]
         for number, one in found.items():
             lines.append(json.dumps({"prompt": number, **asdict(one)}))
-        with open(self._own, "ab") as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+        data = "".join(f"{line}\n" for line in lines).encode()
+        with self._opened() as file:
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        self._end += len(data)
 
-    def _begin(self) -> bool:
-        """Whether the file has a header; the first time, what an interrupted write left behind is cut off."""
-        if not self._begun:
-            self._begun = True
-            if not self._own.exists():
-                return False
-            whole = self._own.read_bytes().rfind(b"\n") + 1
-            os.truncate(self._own, whole)
-            return whole > 0
-        return True
+    def _opened(self) -> BinaryIO:
+        """The own file; the first time it is made, under a name that no other store has."""
+        names = itertools.count()
+        while self._own is None:
+            number = next(names)
+            path = self._folder / f"part-{self._rank}{f'.{number}' if number else ''}.jsonl"
+            with contextlib.suppress(FileExistsError):
+                path.touch(exist_ok=False)
+                self._own = path
+        return open(self._own, "r+b")
+
+
+def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict):
+        raise ValueError(f"folder: line {number} of {path} is not a JSON object")
+    return entry
