@@ -57,6 +57,22 @@ def test_import_is_light():
     assert run(sys.executable, "-c", code).strip() == "[]"
 
 
+def test_the_stepper_needs_neither_torch_nor_transformers():
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # an import of them fails
+import numpy as np
+from gentrie import TokenTrie
+from gentrie.search import BeamStepper
+stepper = BeamStepper(TokenTrie.from_sequences([[4, 5], [4, 6], [7]], vocab_size=9), beam_width=2, scope="vocab")
+stepper.add_request(0)
+while len(rows := stepper.rows()):
+    stepper.step(np.arange(9.0) * np.ones((int(rows.logit_counts.sum()), 1)))
+print(stepper.pop_result(0).sequences)
+"""
+    assert run(sys.executable, "-c", code).strip() == "[[7], [4, 6]]"
+
+
 def test_smoke_script():
     run(sys.executable, Path(__file__).resolve().parent / "smoke.py")
 

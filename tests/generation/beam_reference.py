@@ -11,7 +11,7 @@ from tiny_models import VOCAB_SIZE
 
 from gentrie import TokenTrie
 from gentrie.generation import BeamRows, BeamStepper
-from gentrie.generation.beam_rows import BeamItems
+from gentrie.search.beam_rows import BeamItems
 
 Path = tuple[int, ...]
 TokenScore = Callable[[Path, int, list[int], float], float]

@@ -16,22 +16,25 @@ from hypothesis import strategies as st
 from tiny_models import END, VOCAB_SIZE
 
 from gentrie import TokenTrie
-from gentrie.generation import BeamItems, BeamStepper, beam_stepper
+from gentrie.search import BeamItems, BeamStepper, beam_stepper
 
 
 @given(
     rows=catalogs(max_items=20),
     seed=st.integers(0, 1000),
     narrow=st.booleans(),
+    arrays=st.booleans(),
     room=st.sampled_from([0, 16, 512]),
 )
 @settings(max_examples=60)
-def test_requests_that_join_and_leave_at_random(rows: list[list[int]], seed: int, narrow: bool, room: int) -> None:
+def test_requests_that_join_and_leave_at_random(
+    rows: list[list[int]], seed: int, narrow: bool, arrays: bool, room: int
+) -> None:
     with patch.object(beam_stepper, "_TOKENS_A_CALL", room):
-        join_and_leave(rows, seed, narrow)
+        join_and_leave(rows, seed, narrow, arrays)
 
 
-def join_and_leave(rows: list[list[int]], seed: int, narrow: bool) -> None:
+def join_and_leave(rows: list[list[int]], seed: int, narrow: bool, arrays: bool) -> None:
     trie = TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
     draw, engine, stepper = random.Random(seed), Engine(), BeamStepper(trie)
     settings_of: dict[int, dict[str, Any]] = {}
@@ -61,10 +64,12 @@ def join_and_leave(rows: list[list[int]], seed: int, narrow: bool) -> None:
             left.add(leaving)
         if len(asked):
             logits = engine.logits(asked)
+            given: Any = logits.numpy() if arrays else logits
             if narrow:
-                step = stepper.step(logits[:, trie.vocabulary.tolist()], normalizers=logits.logsumexp(-1))
+                sums: Any = logits.logsumexp(-1).numpy() if arrays else logits.logsumexp(-1)
+                step = stepper.step(given[:, trie.vocabulary.tolist()], normalizers=sums)
             else:
-                step = stepper.step(logits)
+                step = stepper.step(given)
             assert set(step.finished) <= running
             assert set(step.requests.tolist()) <= running - set(step.finished)
             for at, token in enumerate(step.tokens.tolist()):
@@ -189,3 +194,48 @@ def test_results_name_the_items_that_may_be_given() -> None:
         assert {tuple(same.tolist()) for same in found.item_ids} == items
         for tokens, same in zip(found.sequences, found.item_ids, strict=True):
             assert all([*rows[item], END] == tokens for item in same)
+
+
+@given(
+    rows=catalogs(max_items=12), scope=st.sampled_from(["trie", "vocab"]), narrow=st.booleans(), seed=st.integers(0, 99)
+)
+@settings(max_examples=30)
+def test_arrays_give_what_tensors_give(rows: list[list[int]], scope: Any, narrow: bool, seed: int) -> None:
+    """Also in half precision, and where tokens are impossible."""
+    trie = TokenTrie.from_sequences(rows, vocab_size=VOCAB_SIZE, end_token_id=END)
+    found = []
+    for arrays in (False, True):
+        stepper, engine = BeamStepper(trie, beam_width=4, scope=scope), Engine()
+        stepper.add_request(seed)
+        while len(asked := stepper.rows()):
+            logits: Any = engine.logits(asked).half()
+            logits[:, 4 + seed % 3] = -torch.inf
+            sums: Any = logits.float().logsumexp(-1) if narrow else None
+            logits = logits[:, trie.vocabulary.tolist()] if narrow else logits
+            if arrays:
+                logits, sums = logits.numpy(), None if sums is None else sums.numpy()
+            try:
+                stepper.step(logits, normalizers=sums)
+            except ValueError as error:  # nothing is possible
+                found.append(str(error))
+                break
+        else:
+            found.append(stepper.pop_result(seed))
+    tensors, own = found
+    if isinstance(tensors, str):
+        assert own == tensors
+        return
+    assert own.sequences == tensors.sequences
+    for theirs, mine in zip([tensors.scores, *tensors.token_scores], [own.scores, *own.token_scores], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_no_array_of_real_numbers_is_refused() -> None:
+    trie = TokenTrie.from_sequences([[4], [5]], vocab_size=VOCAB_SIZE, end_token_id=END)
+    stepper = BeamStepper(trie)
+    stepper.add_request(0)
+    for wrong in ([["a"] * VOCAB_SIZE], np.zeros((1, VOCAB_SIZE), dtype=bool), [object()]):
+        with pytest.raises(TypeError, match="logits has dtype"):
+            stepper.step(wrong)  # type: ignore[arg-type]
+    stepper.step([[0.0] * VOCAB_SIZE])  # type: ignore[arg-type]
+    assert len(stepper.pop_result(0).sequences) == 2

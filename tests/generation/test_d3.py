@@ -17,7 +17,7 @@ from tree_models import logits_behind, tree_model
 
 from gentrie import TokenTrie
 from gentrie.generation import best_first_search
-from gentrie.generation.item_scores import ItemScores
+from gentrie.search.item_scores import ItemScores
 
 PROMPT = [33, 34]
 

@@ -7,9 +7,7 @@ require("transformers", extra="hf")
 
 from gentrie.generation.beam_results import BeamSearchResult, BeamStats  # noqa: E402
 from gentrie.generation.beam_rollouts import beam_rollouts  # noqa: E402
-from gentrie.generation.beam_rows import BeamItems, BeamRows, BeamStep  # noqa: E402
 from gentrie.generation.beam_search import beam_search  # noqa: E402
-from gentrie.generation.beam_stepper import BeamStepper  # noqa: E402
 from gentrie.generation.best_first_search import BestFirstResult, best_first_search  # noqa: E402
 from gentrie.generation.custom_generate import TrieBeamOutput, trie_beam_search  # noqa: E402
 from gentrie.generation.generate_with_items import generate_with_items  # noqa: E402
@@ -22,6 +20,7 @@ from gentrie.generation.recommendation_store import Recommendation, Recommendati
 from gentrie.generation.response_template import ResponseTemplate  # noqa: E402
 from gentrie.generation.text_results import TextStats, TextWithItems  # noqa: E402
 from gentrie.generation.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
+from gentrie.search import BeamItems, BeamRows, BeamStep, BeamStepper  # noqa: E402
 
 __all__ = [
     "BeamItems",

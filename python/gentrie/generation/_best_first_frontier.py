@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core
-from gentrie.generation.item_scores import ItemScores
+from gentrie.search.item_scores import ItemScores
 from gentrie.trie import TokenTrie
 
 Float64Array = npt.NDArray[np.float64]

@@ -13,10 +13,10 @@ import torch
 from gentrie import _core, _validate
 from gentrie.generation._best_first_frontier import Frontier
 from gentrie.generation._frontier_search import FrontierSearch
-from gentrie.generation.item_scores import ItemScores
 from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.item_filter import items_of, make_filters
 from gentrie.matcher import make_constraint
+from gentrie.search.item_scores import ItemScores
 from gentrie.trie import TokenTrie
 
 Float64Array = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core
-from gentrie.generation.item_scores import CatalogLeaves, Float64Array, Int64Array, ItemScores
+from gentrie.search.item_scores import CatalogLeaves, Float64Array, Int64Array, ItemScores
 
 
 class ItemTerm(Protocol):

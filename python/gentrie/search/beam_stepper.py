@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from gentrie import _core, _validate
-from gentrie.generation._beam import PROMPT, Beam, make_rules
-from gentrie.generation._beam_request import BeamRequest
-from gentrie.generation._beam_scores import AskedRow, log_probabilities
-from gentrie.generation.beam_rows import BeamItems, BeamRows, BeamStep, Int64Array
-from gentrie.generation.item_scores import CatalogLeaves, ItemScores
-from gentrie.generation.item_terms import ItemTerm, LookaheadTerm, ShareTerm
 from gentrie.item_filter import items_of, make_filter
+from gentrie.search._beam import PROMPT, Beam, make_rules
+from gentrie.search._beam_request import BeamRequest
+from gentrie.search._beam_scores import AskedRow, log_probabilities
+from gentrie.search.beam_rows import BeamItems, BeamRows, BeamStep, Int64Array
+from gentrie.search.item_scores import CatalogLeaves, ItemScores
+from gentrie.search.item_terms import ItemTerm, LookaheadTerm, ShareTerm
 from gentrie.trie import TokenTrie
+
+if TYPE_CHECKING:
+    import torch
 
 # A call of the model for more tokens than these takes time in proportion to them: runs are not read ahead then, since
 # beams die inside them.
@@ -213,22 +216,24 @@ class BeamStepper:
         )
         return self._rows
 
-    def step(self, logits: torch.Tensor, *, normalizers: torch.Tensor | None = None) -> BeamStep:
+    def step(
+        self, logits: torch.Tensor | npt.NDArray[Any], *, normalizers: torch.Tensor | npt.NDArray[Any] | None = None
+    ) -> BeamStep:
         """Take the scores of the rows that :meth:`rows` asked for.
 
         Parameters
         ----------
         logits
-            [``logit_counts.sum()``, V] on any device, rows in the order asked for. V is at least the catalog's
-            ``vocab_size``, or the number of tokens in ``trie.vocabulary``: columns of these alone.
+            [``logit_counts.sum()``, V], an array or a tensor on any device, rows in the order asked for. V is at least
+            the catalog's ``vocab_size``, or the number of tokens in ``trie.vocabulary``: columns of these alone.
         normalizers
             [``logit_counts.sum()``]: log of the sum of exponentials of each row over the whole vocabulary. Needed under
             ``scope="vocab"`` where the columns are the catalog's alone.
 
         Raises
         ------
-        ValueError
-            For other shapes, and scores that are not numbers. The stepper is then as before.
+        ValueError, TypeError
+            For other shapes and dtypes, and scores that are not numbers. The stepper is then as before.
         """
         self.rows()
         values = log_probabilities(self._trie, self._asked, logits, normalizers)

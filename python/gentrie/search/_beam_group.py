@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gentrie.generation._beam import Beam, BeamRules, Float64Array, Int64Array, allowed_tokens
-from gentrie.generation.item_terms import ItemTerm
+from gentrie.search._beam import Beam, BeamRules, Float64Array, Int64Array, allowed_tokens
+from gentrie.search.item_terms import ItemTerm
 from gentrie.trie import TokenTrie
 
 

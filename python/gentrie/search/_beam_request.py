@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from gentrie import _core
-from gentrie.generation._beam import Beam, BeamRules, Float64Array, Int64Array, allowed_tokens
-from gentrie.generation._beam_group import BeamGroup
-from gentrie.generation.item_terms import ItemTerm
 from gentrie.matcher import make_constraint
+from gentrie.search._beam import Beam, BeamRules, Float64Array, Int64Array, allowed_tokens
+from gentrie.search._beam_group import BeamGroup
+from gentrie.search.item_terms import ItemTerm
 from gentrie.trie import TokenTrie
 
 # Tokens of a run that are read ahead at once, at least, where the call has room for them.
