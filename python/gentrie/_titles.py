@@ -61,3 +61,13 @@ def refuse_title_collisions(
         f"{named(titles, rows[0])} and {named(titles, rows[1])}, tokens {tokens}{lacking} "
         f"({indptr.size - 1} such sequences); on_collision='keep' lets one sequence stand for all of them"
     )
+
+
+def unknown_counts(trie: TokenTrie, unknown_token_id: int) -> tuple[int, int]:
+    """Return how many items of a trie of titles hold the tokenizer's unknown token, and how many sequences do."""
+    values, indptr, _, item_indptr = trie.to_sequences()
+    places = np.flatnonzero(values == unknown_token_id)
+    if trie.end_token_id == unknown_token_id:  # some models end texts with it
+        places = np.setdiff1d(places, indptr[1:] - 1, assume_unique=True)
+    sequences = np.unique(np.searchsorted(indptr, places, side="right") - 1)
+    return int(np.diff(item_indptr)[sequences].sum()), sequences.size

@@ -89,7 +89,7 @@ def test_the_format_can_be_given(tmp_path: Path) -> None:
         ("a.jsonl", '{"name": "a"}\n', "a.jsonl, line 1 has no field 'title', only name"),
         ("a.jsonl", '{"title": 5}\n', "a.jsonl, line 1: the title must be a non-empty string, got 5"),
         ("a.jsonl", '{"title": null}\n', "a.jsonl, line 1: the title must be .* got None"),
-        ("a.csv", "", "a.csv has no column 'title'"),
+        ("a.csv", "", "a.csv is empty; its first line must name the columns"),
         ("a.csv", "name\nx\n", "a.csv has no column 'title'; its columns are name"),
         ("a.csv", "title,title\nx,y\n", "a.csv has several columns 'title'"),
         ("a.csv", "title\n", "a.csv holds no title"),

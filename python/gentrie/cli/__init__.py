@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from gentrie.bench.command import table_a2
+from gentrie.cli._messages import printable
 from gentrie.cli.build import build
 from gentrie.cli.collect_env import collect_env
 from gentrie.cli.demo import demo
@@ -39,7 +40,7 @@ class _Group(TyperGroup):
         except (*_WRONG_INPUT, *_FAILURES) as error:
             if ctx.params.get("debug"):
                 raise
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = printable(" ".join(str(error).split())) or type(error).__name__
             typer.echo(f"gentrie: {message}", err=True)
             raise typer.Exit(2 if isinstance(error, _WRONG_INPUT) else 1) from error
 

@@ -9,7 +9,7 @@ from gentrie._optional import require
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load a tokenizer from a file or folder, or by its name on the Hugging Face Hub.
+    """Load a tokenizer from a file or folder, or by its name on the Hugging Face Hub; its code is not run.
 
     Parameters
     ----------
@@ -65,7 +65,8 @@ def _load_file(path: Path) -> Any:
 def _load_transformers(name: str) -> Any:
     transformers = require("transformers", extra="hf")
     try:
-        return transformers.AutoTokenizer.from_pretrained(name)
+        # Without the argument it asks on stdin whether code of the folder may run.
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except ImportError:
         raise
     except Exception as error:  # of many kinds, by what is missing

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gentrie._text_record import RECORD_KEY, TextRecord
+from gentrie._titles import unknown_counts
+from gentrie.cli._messages import printable
+
 if TYPE_CHECKING:
     from gentrie import TokenTrie
     from gentrie.statistics import CatalogStatistics
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 _BAR_WIDTH = 40
 _MAX_BINS = 16
 _MAX_LISTED_LEVELS = 32
+_MAX_CHARACTERS = 200
 
 
 def inspect(
@@ -51,6 +56,7 @@ def _as_json(file: Path, trie: TokenTrie, statistics: CatalogStatistics) -> dict
         "metadata": dict(trie.metadata),
         "array_bytes": dict(trie.nbytes_by_array),
         "statistics": asdict(statistics),
+        "unknown_token": _unknown_counts_as_json(trie),
     }
 
 
@@ -64,7 +70,7 @@ def _as_text(file: Path, trie: TokenTrie, statistics: CatalogStatistics) -> Iter
             "fingerprint": trie.fingerprint,
             "vocabulary": f"{s.distinct_tokens:,} of {trie.vocab_size:,} token ids",
             "end token": end,
-            **{f"metadata {key}": repr(value) for key, value in sorted(trie.metadata.items())},
+            **{f"metadata {key}": _shown(value) for key, value in sorted(trie.metadata.items()) if key != RECORD_KEY},
         },
     )
     yield from _table(
@@ -75,6 +81,7 @@ def _as_text(file: Path, trie: TokenTrie, statistics: CatalogStatistics) -> Iter
             "duplicates": f"{s.shared_sequences:,} sequences stand for {s.items_sharing:,} items, "
             f"at most {s.max_items_per_sequence:,} for one",
             "collisions": f"{s.collision_rate:.2%} of the items have the sequence of an earlier one",
+            **_unknown(trie),
             "tokens per item": f"{s.tokens_per_item:.2f}, at most {s.max_depth:,}",
             "forced tokens": f"{s.forced_share:.1%}",
             "branching tokens per item": f"{s.branching_tokens_per_item:.2f}",
@@ -103,11 +110,35 @@ def _as_text(file: Path, trie: TokenTrie, statistics: CatalogStatistics) -> Iter
     yield from _histogram("Branching nodes by children", _doubling(s.branching_histogram))
 
 
+def _unknown_counts_as_json(trie: TokenTrie) -> dict[str, int] | None:
+    record = TextRecord.of(trie.metadata)
+    if record is None or record.unknown_token_id is None:
+        return None
+    items, sequences = unknown_counts(trie, record.unknown_token_id)
+    return {"token_id": record.unknown_token_id, "items": items, "sequences": sequences}
+
+
+def _shown(value: str) -> str:
+    return repr(value) if len(value) <= _MAX_CHARACTERS else f"{value[:_MAX_CHARACTERS]!r}... ({len(value):,} in all)"
+
+
+def _unknown(trie: TokenTrie) -> dict[str, str]:
+    """A row on items with the tokenizer's unknown token; none for tokenizers without one."""
+    record = TextRecord.of(trie.metadata)
+    if record is None or record.unknown_token_id is None:
+        return {}
+    items, sequences = unknown_counts(trie, record.unknown_token_id)
+    return {
+        "unknown token": f"{record.unknown_token_id}, of characters that the tokenizer lacks, is in {items:,} items "
+        f"with {sequences:,} sequences"
+    }
+
+
 def _table(title: str, rows: Mapping[str, str]) -> Iterator[str]:
-    width = max(map(len, rows))
-    yield title
+    width = max(len(printable(name)) for name in rows)
+    yield printable(title)
     for name, value in rows.items():
-        yield f"  {name:<{width}}  {value}"
+        yield f"  {printable(name):<{width}}  {printable(value)}"
     yield ""
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gentrie.cli._messages import printable
+
 
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A trie file.")],
@@ -26,6 +28,6 @@ def verify(
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         named = message if str(file) in message else f"{file}: {message}"
-        typer.echo(f"gentrie: {named}", err=True)
+        typer.echo(f"gentrie: {printable(named)}", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"{file}: ok, {trie.num_items:,} items, fingerprint {trie.fingerprint}")
