@@ -9,8 +9,11 @@ from gentrie.kernels.tables import FilterTables, Lookups
 
 ROOT, OFF_TRIE, FREE_TEXT, FINISHED = 0, -1, -2, -3
 
-# Finite, and beaten by any other score: what `transformers` gives beams that only fill up; float16 does not reach it.
-LAST_RESORT = {torch.float16: -32768.0, torch.bfloat16: -1e9, torch.float32: -1e9, torch.float64: -1e9}
+# Scores that a search may add up for each token of an item and stay far from the 1e9 that `transformers` means by "no
+# beam", and from infinity: what tokens get that somebody else has forbidden though the catalog allows nothing else, and
+# the highest that any may have. The negative of that and less forbids.
+LAST_RESORT = -8192.0
+HIGHEST = {torch.float16: 65504.0, torch.bfloat16: 2.0**20, torch.float32: 2.0**20, torch.float64: 2.0**20}
 
 
 _CHUNK = 1 << 20
@@ -124,17 +127,33 @@ def trie_mask(
     dead_may_end: bool,
     lookups: Lookups,
     allowed: FilterTables | None,
-) -> None:
-    """Mask rows int64 [N] of logits [B, V] whose states int64 [N] lie in one trie; see the operation of this name."""
+) -> torch.Tensor:
+    """Mask rows int64 [N] of logits [B, V] whose states int64 [N] lie in one trie; see the operation of this name.
+
+    Returns whether the logit of a token that an item may go on with is not a number, bool [].
+    """
     if begin_token_id >= 0 and _is_used_up(states, lookups, allowed):
         logits[rows[states == FREE_TEXT], begin_token_id] = -torch.inf
     rows, states = rows[states != FREE_TEXT], states[states != FREE_TEXT]
     place, tokens = _may_follow(states, eos_token_ids, dead_may_end, lookups, allowed)
     kept = logits[rows[place], tokens]
-    is_open = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-    is_open[place[~kept.isneginf()]] = True
+    is_item = lookups.num_left(states, allowed) > 0
+    is_item &= ~_is_leaf(lookups, states)
+    has_nan: torch.Tensor = (kept.isnan() & is_item[place]).any()
     logits[rows] = -torch.inf
-    logits[rows[place], tokens] = torch.where(is_open[place], kept, LAST_RESORT[logits.dtype])
+    logits[rows[place], tokens] = usable(kept, place, len(states))
+    return has_nan
+
+
+def usable(scores: torch.Tensor, place: torch.Tensor, count: int) -> torch.Tensor:
+    """Scores [N] of the tokens that may follow, made fit to be added up: none above ``HIGHEST``, those that are not
+    numbers -inf. Where a place, of ``count``, has none above the negative of that, its best get ``LAST_RESORT`` and its
+    others -inf."""
+    highest = HIGHEST[scores.dtype]
+    values = torch.where(scores.isnan(), -torch.inf, scores)
+    best = values.new_full((count,), -torch.inf).scatter_reduce(0, place, values, "amax")[place]
+    resort = torch.where(values == best, LAST_RESORT, -torch.inf).to(scores.dtype)
+    return torch.where(best > -highest, values.clamp(max=highest), resort)
 
 
 def trie_bitmask(

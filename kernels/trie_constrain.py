@@ -10,7 +10,7 @@ as long as all programs need to read one each (``_PROGRAMS`` * 4 KiB of the cach
 launch of their own would save little there and cost the launch elsewhere.
 
 The scores are written to a new tensor, which ``generate`` wants anyway. As what is read does not change, each program
-finds for itself whether all allowed scores are -inf, and repeated runs give equal bits.
+finds for itself whether all allowed tokens are forbidden by their scores, and repeated runs give equal bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gentrie.kernels import reference
 from gentrie.kernels._operations import or_torch, register
 from gentrie.kernels._trie import FREE_TEXT, OFF_TRIE, descriptor_row, gated
 from gentrie.kernels._triton import ceil_div, power_of_two, tl, triton
-from gentrie.kernels.trie_mask import _trie_mask, all_forbidden, allowed_columns, is_used_up, may_follow
+from gentrie.kernels.trie_mask import allowed_columns, best_forbidden, is_used_up, mask_rows, may_follow, usable
 from gentrie.kernels.trie_walk import _trie_walk, walked
 
 _PROGRAMS = 1024
@@ -86,6 +86,7 @@ def trie_constrain_kernel(
     row_stride,
     column_stride,
     width,
+    highest,
     last_resort,
     masked,
     faults,
@@ -109,7 +110,7 @@ def trie_constrain_kernel(
     starts: int64 [num_starts], filter_index: [filter_rows]: of as many rows side by side each, or None
     after: int64 [num_after], behind which a response begins where starts is None; None: behind the last begin_token
     eos: int64 [num_eos], of which rows that may not go on take num_eos_dead, all or none
-    masked: [rows, width], contiguous, out; faults: int32 [2]; arrivals: int64 [1], 0
+    masked: [rows, width], contiguous, out; faults: int32 [3]; arrivals: int64 [1], 0
     TOKENS, LANES and EOS as BLOCK, LANES and EOS of ``walked``; BLOCK and LISTED as BLOCK and LANES of ``trie_mask``
     """
     row = tl.program_id(0).to(tl.int64)
@@ -154,10 +155,15 @@ def trie_constrain_kernel(
             else:
                 tl.store(to, minus_infinity, mask=(column < width) & (here == 0))
                 kept = (column < width) & (here != 0)
-                if all_forbidden(scores, column_stride, trie, allow, state, edge, eos, is_item, count, LISTED):
-                    tl.store(to, tl.zeros([BLOCK], tl.float32) + last_resort, mask=kept)
-                else:
-                    tl.store(to, tl.load(at, mask=kept, other=0), mask=kept)
+                is_forbidden, best = best_forbidden(
+                    scores, column_stride, highest, trie, allow, state, edge, eos, is_item, count, LISTED
+                )
+                before = tl.load(at, mask=kept, other=0)
+                score = before.to(tl.float32)
+                after = usable(score, is_forbidden, best, highest, last_resort)
+                tl.store(to, tl.where(after == score, before, after), mask=kept)
+                if is_item & (tl.max((score != score).to(tl.int32), 0) > 0):
+                    tl.store(faults + 2, 1)
         first += tl.num_programs(1) * BLOCK
 
 
@@ -199,7 +205,8 @@ def launch_trie_constrain(
             logits.stride(0),
             logits.stride(1),
             width,
-            reference.LAST_RESORT[logits.dtype],
+            reference.HIGHEST[logits.dtype],
+            reference.LAST_RESORT,
             masked,
             faults,
             arrivals,
@@ -251,8 +258,9 @@ def _trie_constrain(
     begin_token_id, eos_token_ids, dead_may_end
         As in ``trie_walk`` and ``trie_mask``.
     faults
-        int32 [2], modified: the first becomes 1 where every row is off the trie, the second where a row may not go on
-        with any token; otherwise they stay.
+        int32 [3], modified: the first becomes 1 where every row is off the trie, the second where a row may not go on
+        with any token, the third where the logit of a token that an item may go on with is not a number; otherwise
+        they stay.
     arrivals
         int64 [1], 0 before and after: room for the count behind ``faults``. Calls that run at once need one each.
     descriptors, trie_index, filters
@@ -274,9 +282,10 @@ def _trie_constrain(
     each_filter = None if filter_index is None else filter_index.repeat_interleave(rows // len(filter_index))
     tries = descriptors, trie_index, filters, each_filter
     states = _trie_walk(history, None, each_start, begin_token_id, eos_token_ids, *tries)
-    _trie_mask(masked, states, begin_token_id, eos_token_ids, dead_may_end, *tries)
+    has_nan = mask_rows(masked, states, begin_token_id, eos_token_ids, dead_may_end, *tries)
     faults[0] |= (states == reference.OFF_TRIE).all()
     faults[1] |= ((states != reference.FREE_TEXT) & masked.isneginf().all(1)).any()
+    faults[2] |= has_nan
     return masked
 
 

@@ -1,10 +1,11 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-incomplete-defs
 """Logits with -inf wherever the catalog does not go on, in place: what ``mask_scores`` of the C++ core does on the CPU.
 
-A row is cut into blocks of columns, one program each. A block without an allowed token, as nearly all are, is written
-and not read. The first block's program also reads the allowed scores: where all of them are -inf already, somebody else
-has forbidden everything that the catalog allows, and those get the last resort (see ``TrieLogitsProcessor``). No other
-program writes allowed columns, so that nothing is read while it changes, and repeated runs give equal bits.
+A row is cut into blocks of columns, one program each, that closes what may not follow. A block without an allowed
+token, as nearly all are, is written and not read. The first block's program also reads the allowed scores and makes
+them usable (see ``reference.usable``): where nothing scores above -HIGHEST, somebody else has forbidden everything that
+the catalog allows. No other program writes allowed columns, so that nothing is read while it changes, and repeated runs
+give equal bits.
 """
 
 from __future__ import annotations
@@ -94,18 +95,29 @@ def allowed_columns(trie, allow, state, edge, eos, is_item, count, first, BLOCK:
 
 
 @triton.jit
-def all_forbidden(scores, token_stride, trie, allow, state, edge, eos, is_item, count, LANES: tl.constexpr):
-    """Whether the scores of all tokens that may follow, at least one, are -inf."""
+def best_forbidden(scores, token_stride, highest, trie, allow, state, edge, eos, is_item, count, LANES: tl.constexpr):
+    """``(are all tokens that may follow, at least one, forbidden, the best of their scores if so)``: none is above
+    -``highest``."""
     lane = tl.arange(0, LANES).to(tl.int64)
     is_forbidden = count > 0
+    best = tl.full([], float("-inf"), tl.float32)
     low = tl.zeros([], tl.int64)
     while (low < count) & is_forbidden:
         place = low + lane
         token, is_open = _allowed(trie, allow, state, edge, eos, is_item, place, place < count)
         score = tl.load(scores + token * token_stride, mask=is_open, other=float("-inf")).to(tl.float32)
-        is_forbidden = tl.max((score != float("-inf")).to(tl.int32), 0) == 0
+        best = tl.maximum(best, tl.max(tl.where(score == score, score, float("-inf")), 0))
+        is_forbidden = best <= -highest
         low += LANES
-    return is_forbidden
+    return is_forbidden, best
+
+
+@triton.jit
+def usable(scores, is_forbidden, best, highest, last_resort):
+    """What :func:`reference.usable` makes of float32 scores."""
+    scores = tl.where(scores == scores, scores, float("-inf"))
+    resort = tl.where(scores == best, last_resort, float("-inf"))
+    return tl.where(is_forbidden, resort, tl.where(scores > highest, highest, scores))
 
 
 @triton.jit
@@ -120,6 +132,7 @@ def trie_mask_kernel(
     eos,
     num_eos,
     num_eos_dead,
+    highest,
     last_resort,
     descriptors,
     num_tries,
@@ -135,7 +148,7 @@ def trie_mask_kernel(
     logits: [rows, width], strides in elements, in place; states: int64 [rows]
     begin_token: closed in free rows where the filter leaves no item; negative: none
     eos: int64 [num_eos], allowed behind a complete item; the first num_eos_dead of them in rows that may not go on
-    last_resort: what allowed tokens get where all of them are -inf
+    highest, last_resort: HIGHEST and LAST_RESORT of ``reference``
     BLOCK: columns; LANES: allowed tokens handled at once
     """
     program = tl.program_id(0).to(tl.int64)
@@ -162,13 +175,18 @@ def trie_mask_kernel(
         tl.store(scores + column * token_stride, tl.full([BLOCK], float("-inf"), tl.float32), mask=closed)
 
         if first == 0:
-            is_forbidden = all_forbidden(scores, token_stride, trie, allow, state, edge, eos, is_item, count, LANES)
+            is_forbidden, best = best_forbidden(
+                scores, token_stride, highest, trie, allow, state, edge, eos, is_item, count, LANES
+            )
             lane = tl.arange(0, LANES).to(tl.int64)
             low = tl.zeros([], tl.int64)
-            while (low < count) & is_forbidden:
+            while low < count:
                 place = low + lane
                 token, is_open = _allowed(trie, allow, state, edge, eos, is_item, place, place < count)
-                tl.store(scores + token * token_stride, tl.zeros([LANES], tl.float32) + last_resort, mask=is_open)
+                at = scores + token * token_stride
+                before = tl.load(at, mask=is_open, other=0).to(tl.float32)
+                after = usable(before, is_forbidden, best, highest, last_resort)
+                tl.store(at, after, mask=is_open & (after != before))
                 low += LANES
 
 
@@ -199,7 +217,8 @@ def launch_trie_mask(
             eos_token_ids,
             len(eos_token_ids),
             len(eos_token_ids) if dead_may_end else 0,
-            reference.LAST_RESORT[logits.dtype],
+            reference.HIGHEST[logits.dtype],
+            reference.LAST_RESORT,
             descriptors,
             len(descriptors),
             trie_index,
@@ -227,7 +246,8 @@ def _trie_mask(
 
     Rows in free text are left as they are. Rows in an item keep the tokens below which the catalog, less what the
     filter closes, holds a sequence; complete ones the end-of-sequence tokens. Columns at and beyond the vocabulary are
-    closed. Where every token that may follow is -inf already, those get -1e9 (float16: -32768).
+    closed. Of the tokens that may follow, those whose logit is not a number get -inf, and none keeps more than 2**20
+    (float16: 65504). Where none has more than the negative of that, the best of them get -8192 and the others -inf.
 
     Parameters
     ----------
@@ -244,8 +264,26 @@ def _trie_mask(
     descriptors, trie_index, filters, filter_index
         As in :func:`trie_walk`.
     """
-    for rows, lookups, allowed, *_ in groups(len(logits), descriptors, trie_index, filters, filter_index):
-        reference.trie_mask(logits, rows, states[rows], begin_token_id, eos_token_ids, dead_may_end, lookups, allowed)
+    mask_rows(
+        logits, states, begin_token_id, eos_token_ids, dead_may_end, descriptors, trie_index, filters, filter_index
+    )
+
+
+def mask_rows(
+    logits: torch.Tensor,
+    states: torch.Tensor,
+    begin_token_id: int,
+    eos_token_ids: torch.Tensor,
+    dead_may_end: bool,
+    *tries: torch.Tensor | None,
+) -> torch.Tensor:
+    """:func:`trie_mask` in plain torch; returns whether the logit of a token that an item may go on with is not a
+    number, bool []."""
+    has_nan = torch.zeros((), dtype=torch.bool, device=logits.device)
+    for rows, lookups, allowed, *_ in groups(len(logits), *tries):
+        own = states[rows], begin_token_id, eos_token_ids, dead_may_end, lookups, allowed
+        has_nan |= reference.trie_mask(logits, rows, *own)
+    return has_nan
 
 
 trie_mask = torch.library.custom_op(

@@ -134,14 +134,15 @@ void bind_history(py::module_& module) {
   module.def(
       "mask_scores",
       [](const AllowedRows& allowed, std::int64_t begin_token_id, std::uintptr_t scores, std::uintptr_t out,
-         std::uint64_t width, std::uint32_t itemsize, std::uint64_t minus_infinity, std::uint64_t last_resort) {
+         std::uint64_t width, std::uint32_t itemsize, std::uint64_t minus_infinity, std::uint64_t last_resort,
+         std::uint64_t highest) {
         const py::gil_scoped_release no_gil;
-        mask_scores(
-            allowed, as_token(begin_token_id),
-            {at_address<const void>(scores), at_address<void>(out), width, itemsize, minus_infinity, last_resort});
+        return mask_scores(allowed, as_token(begin_token_id),
+                           {at_address<const void>(scores), at_address<void>(out), width, itemsize, minus_infinity,
+                            last_resort, highest});
       },
       arg("allowed"), arg("begin_token_id"), arg("scores"), arg("out"), arg("width"), arg("itemsize"),
-      arg("minus_infinity"), arg("last_resort"));
+      arg("minus_infinity"), arg("last_resort"), arg("highest"));
 }
 
 }  // namespace

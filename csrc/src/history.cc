@@ -45,9 +45,27 @@ State walk(const TrieView& view, const std::int64_t* begin, const std::int64_t* 
   return view.walk(kRoot, begin, static_cast<std::uint64_t>(end - begin), &used);
 }
 
+/// Floating point numbers of one format, as bit patterns that are compared as integers.
 template <typename Word>
-void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
+struct Numbers {
+  static constexpr Word kSign = static_cast<Word>(Word{1} << (8 * sizeof(Word) - 1));
+  Word minus_infinity;
+
+  bool is_nan(Word bits) const { return static_cast<Word>(bits | kSign) > minus_infinity; }
+  /// Ascending with the number; what is none counts as -inf.
+  Word key(Word bits) const {
+    if (is_nan(bits)) bits = minus_infinity;
+    return static_cast<Word>(bits & kSign ? ~bits : bits | kSign);
+  }
+};
+
+template <typename Word>
+std::uint64_t mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
   const auto minus_infinity = static_cast<Word>(rows.minus_infinity), last_resort = static_cast<Word>(rows.last_resort);
+  const auto highest = static_cast<Word>(rows.highest);
+  const Numbers<Word> numbers{minus_infinity};
+  const Word highest_key = numbers.key(highest), lowest_key = static_cast<Word>(~highest_key);
+  std::uint64_t first_nan = allowed.verdicts.size();
   for (std::uint64_t row = 0; row < allowed.verdicts.size(); ++row) {
     const Word* scores = static_cast<const Word*>(rows.scores) + row * rows.width;
     Word* out = static_cast<Word*>(rows.out) + row * rows.width;
@@ -59,14 +77,23 @@ void mask_rows(const AllowedRows& allowed, Token begin_token, const ScoreRows& r
     }
     std::fill_n(out, rows.width, minus_infinity);
     const auto [begin, end] = allowed.spans[row];
-    bool is_forbidden = true;  // by whoever wrote the scores
+    Word best = 0;
+    bool has_nan = false;
     for (std::uint64_t i = begin; i < end; ++i) {
-      const Word score = scores[allowed.tokens[i]];
-      is_forbidden = is_forbidden && score == minus_infinity;
-      out[allowed.tokens[i]] = score;
+      const Word score = scores[allowed.tokens[i]], key = numbers.key(score);
+      const bool is_nan = numbers.is_nan(score);
+      best = std::max(best, key);
+      has_nan = has_nan || is_nan;
+      out[allowed.tokens[i]] = is_nan ? minus_infinity : key > highest_key ? highest : score;
     }
-    for (std::uint64_t i = begin; is_forbidden && i < end; ++i) out[allowed.tokens[i]] = last_resort;
+    if (has_nan && verdict == Verdict::kItem) first_nan = std::min(first_nan, row);
+    if (best > lowest_key) continue;
+    for (std::uint64_t i = begin; i < end; ++i) {  // forbidden by whoever wrote the scores
+      const Token token = allowed.tokens[i];
+      out[token] = numbers.key(scores[token]) == best ? last_resort : minus_infinity;
+    }
   }
+  return first_nan;
 }
 
 }  // namespace
@@ -209,7 +236,7 @@ AllowedRows HistoryReader::allowed(const HistoryBatch& batch) const {
   return rows;
 }
 
-void mask_scores(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
+std::uint64_t mask_scores(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows) {
   switch (rows.itemsize) {
     case 2:
       return mask_rows<std::uint16_t>(allowed, begin_token, rows);

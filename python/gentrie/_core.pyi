@@ -194,7 +194,8 @@ def mask_scores(
     itemsize: int,
     minus_infinity: int,
     last_resort: int,
-) -> None: ...
+    highest: int,
+) -> int: ...
 def apply_bitmask(
     logits: int,
     width: int,

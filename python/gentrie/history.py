@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 _TOKENS_SHOWN = 12
 
+NOT_A_NUMBER = (
+    "the score of a token that the catalog allows was not a number: the model's logits, or what other logits "
+    "processors made of them, hold NaN"
+)
+
 
 class HistoryRules:
     """The arguments of :class:`gentrie.generation.TrieLogitsProcessor`, checked, and what they say of a batch.

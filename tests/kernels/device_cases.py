@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from histories import Case, cases, tokens_met
@@ -70,6 +71,14 @@ def strided(draw: Any, values: torch.Tensor, poison: float) -> torch.Tensor:
         part = torch.full((width * step + 1, rows), poison, dtype=values.dtype)[: width * step : step].T
     part.copy_(values)
     return part
+
+
+def spoil(values: torch.Tensor, rng: np.random.Generator, share: float) -> None:
+    """Put numbers that no model should give in the place of a share of these."""
+    extremes = torch.tensor([-torch.inf] * 4 + [torch.inf, torch.nan, 1e38, -1e38, 7e6, -7e6]).to(values.dtype)
+    where = torch.from_numpy(rng.random(values.shape) < share)
+    kinds = torch.from_numpy(rng.integers(0, rng.choice([4, len(extremes)]), values.shape))
+    values[where] = extremes[kinds][where]
 
 
 def as_batch(rows: list[list[int]], pad: int, length: int) -> torch.Tensor:

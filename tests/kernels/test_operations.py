@@ -48,7 +48,7 @@ class Inputs:
         return HISTORIES.to(self.resident.device), None, None, BEGIN, self.eos, *self.tries
 
     def constrain(self) -> tuple[Any, ...]:
-        faults, arrivals = torch.zeros(2, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+        faults, arrivals = torch.zeros(3, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
         device = self.resident.device
         how = None, None, BEGIN, self.eos, True, faults.to(device), arrivals.to(device)
         return HISTORIES.to(device), self.logits, *how, *self.tries
@@ -99,7 +99,7 @@ def test_captured_graphs_see_new_states_and_a_swapped_catalog():
     scores = torch.zeros(len(history), device="cuda")
     logits = torch.randn(len(history), WIDTH, device="cuda")
     masked = torch.empty_like(logits)
-    faults = torch.zeros(2, dtype=torch.int32, device="cuda")
+    faults = torch.zeros(3, dtype=torch.int32, device="cuda")
     report = faults, torch.zeros(1, dtype=torch.int64, device="cuda")
 
     def step() -> tuple[torch.Tensor, ...]:

@@ -70,12 +70,17 @@ struct ScoreRows {
   std::uint64_t width = 0;
   std::uint32_t itemsize = 4;
   std::uint64_t minus_infinity = 0;  ///< its bit pattern in this type
-  std::uint64_t last_resort = 0;     ///< bit pattern of a finite score that any other beats
+  std::uint64_t last_resort = 0;     ///< bit pattern of what the best of forbidden tokens gets
+  std::uint64_t highest = 0;         ///< bit pattern of the highest score there may be; its negative and less forbids
 };
 
-/// Writes every element of `out`: the score where the token is allowed, -inf elsewhere. `out` must not overlap. Where
-/// the scores already forbid every allowed token those get `last_resort`: a row of -inf alone is no constraint.
-void mask_scores(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows);
+/// Writes every element of `out`: the score where the token is allowed, -inf elsewhere. `out` must not overlap.
+///
+/// Of allowed tokens, scores above `highest` become that, and what is not a number becomes -inf. Where no allowed token
+/// scores above -`highest`, they are forbidden by whoever wrote the scores: the best of them get `last_resort` and the
+/// others -inf, since a row of -inf alone is no constraint.
+/// \return the first row inside an item where the score of an allowed token is not a number, or the number of rows
+std::uint64_t mask_scores(const AllowedRows& allowed, Token begin_token, const ScoreRows& rows);
 
 }  // namespace gentrie
 

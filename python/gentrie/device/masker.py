@@ -8,7 +8,7 @@ import torch
 
 from gentrie.device.bank import FilterBank
 from gentrie.device.trie import DeviceFilter, DeviceTrie
-from gentrie.history import HistoryRules
+from gentrie.history import NOT_A_NUMBER, HistoryRules
 from gentrie.item_filter import ItemFilter
 from gentrie.kernels.trie_constrain import trie_constrain
 
@@ -52,15 +52,15 @@ class DeviceMasker:
         self._starts = None if lengths is None else torch.from_numpy(lengths).to(device)
         self._num_starts = 0 if lengths is None else len(lengths)
         self._longest_start = 0 if lengths is None else int(lengths.max())
-        self._may_end = rules.on_dead != "mask"  # and only then something can be wrong with a call
-        self._faults = torch.zeros(2, dtype=torch.int32, device=device)
+        self._may_end = rules.on_dead != "mask"  # and only then something can be wrong with a history
+        self._faults = torch.zeros(3, dtype=torch.int32, device=device)
         self._arrivals = cycle(torch.zeros(_CALLS_AT_ONCE, 2, dtype=torch.int64, device=device).unbind())
-        self._copy = torch.zeros(2, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._copy = torch.zeros(3, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._seen = self._copy.numpy()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [batch, vocabulary] with -inf wherever a token may not follow ``input_ids`` [batch, length]."""
-        if (self._seen[0] or self._seen[1]) and not (scores.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if self._is_wrong() and not (scores.is_cuda and torch.cuda.is_current_stream_capturing()):
             self._raise_seen()
         rows, length = input_ids.shape
         self._check_rows("item_filter", self._num_filters, rows)
@@ -82,8 +82,7 @@ class DeviceMasker:
             None if self._filters is None else self._filters.descriptors,
             self._filter_index,
         )
-        if self._may_end:  # read at a later call, whenever it has arrived
-            self._copy.copy_(self._faults, non_blocking=True)
+        self._copy.copy_(self._faults, non_blocking=True)  # read at a later call, whenever it has arrived
         return masked
 
     def check(self) -> None:
@@ -92,11 +91,14 @@ class DeviceMasker:
         Raises
         ------
         ValueError
-            If at a call every row had left the trie, or a row could not go on and no token says how to end it.
+            If at a call every row had left the trie, a row could not go on and no token says how to end it, or the
+            score of a token that the catalog allows was not a number.
         """
-        if self._may_end:
-            self._wait()
-            self._raise_seen()
+        self._wait()
+        self._raise_seen()
+
+    def _is_wrong(self) -> bool:
+        return bool(self._seen[2] or (self._may_end and (self._seen[0] or self._seen[1])))
 
     def _wait(self) -> None:
         """Have all that was found so far in ``_seen``."""
@@ -105,12 +107,14 @@ class DeviceMasker:
         self._copy.copy_(self._faults)
 
     def _raise_seen(self) -> None:
-        if not (self._seen[0] or self._seen[1]):
+        if not self._is_wrong():
             return
         self._wait()  # calls under way are not to bring up the same again
-        all_dead = bool(self._seen[0])
+        all_dead, _, has_nan = self._seen.tolist()
         self._faults.zero_()
         self._copy.zero_()
+        if has_nan:
+            raise ValueError(f"at an earlier call {NOT_A_NUMBER}")
         if all_dead:
             raise ValueError(
                 "at an earlier call every row of input_ids had left the trie. Check where items begin (begin_token_id, "

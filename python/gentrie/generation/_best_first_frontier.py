@@ -86,7 +86,9 @@ class Frontier:
         Rows not known to be needed, as a share of those that are.
     renormalised
         Whether scores are over the valid tokens, so that forced tokens need no model.
-    item_scores, prompt, alpha
+    prompt
+        Its number.
+    item_scores, alpha
         D3: a token scores ``alpha * log p + (1 - alpha) * log q``, where q is its share of the prompt's item scores.
     """
 
@@ -128,7 +130,9 @@ class Frontier:
             self._branch(above, scores, vocabulary)
             return
         # Forced from the root on: an open prefix like any other, whose first token was no choice.
-        first = 0.0 if self._renormalised else float(self._alpha * scores[np.searchsorted(vocabulary, root.tokens[0])])
+        first = 0.0
+        if not self._renormalised:
+            first = float(self._alpha * self._numbers(scores[np.searchsorted(vocabulary, root.tokens[0])]))
         root.parent, root.scores, root.score = above, [first], first
         self._push_prefix(root)
 
@@ -189,7 +193,7 @@ class Frontier:
         if not self._renormalised:
             run = prefix.tokens[1:]
             columns = np.searchsorted(vocabulary, run)
-            prefix.scores += (self._alpha * scores[np.arange(len(run)), columns]).tolist()
+            prefix.scores += (self._alpha * self._numbers(scores[np.arange(len(run)), columns])).tolist()
             prefix.score += float(sum(prefix.scores[1:]))
         if prefix.is_item:
             self._finish(prefix)
@@ -199,18 +203,30 @@ class Frontier:
     def _branch(self, prefix: Prefix, scores: Float64Array, vocabulary: npt.NDArray[np.int32]) -> None:
         tokens = np.sort(prefix.matcher.allowed_tokens()[1])
         own = scores[np.searchsorted(vocabulary, tokens)]
-        if self._renormalised:
-            highest = own.max()
-            own = own - (highest + np.log(np.exp(own - highest).sum()))
+        own = self._log_probs(own) if self._renormalised else self._numbers(own)
         if self._item_scores is not None:
             shares, begins = self._item_scores.log_shares(self._prompt, prefix.matcher.state, prefix.first_leaf, tokens)
             own = self._alpha * own + (1 - self._alpha) * shares
             prefix.begins = dict(zip(tokens.tolist(), begins.tolist(), strict=True))
         totals = prefix.score + np.minimum(own, 0.0)
         last = self._last() if len(self._found) >= self._wanted else -np.inf
-        for at in np.flatnonzero(totals >= last).tolist():
+        for at in np.flatnonzero((totals >= last) & (totals > -np.inf)).tolist():  # the impossible leads to nothing
             self._order += 1
             self._push(-float(totals[at]), self._order, prefix, int(tokens[at]))
+
+    def _log_probs(self, logits: Float64Array) -> Float64Array:
+        """Of the valid tokens among themselves."""
+        with np.errstate(invalid="ignore"):  # infinite ones give NaN
+            lowered = logits - self._numbers(logits).max()
+        return self._numbers(lowered - np.log(np.exp(lowered).sum()))
+
+    def _numbers(self, scores: Float64Array) -> Float64Array:
+        """The scores, unless one of them is not a number: what order those had would be anybody's guess."""
+        if np.isnan(scores).any():
+            raise ValueError(
+                f"logits of prompt {self._prompt} are not numbers, or none of its valid tokens is possible"
+            )
+        return scores
 
     def _pop(self) -> Prefix:
         minus, _, parent, token = heapq.heappop(self._open)

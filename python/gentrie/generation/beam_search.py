@@ -85,7 +85,8 @@ def beam_search(
     Raises
     ------
     ValueError, TypeError
-        For values out of range, and what :class:`TreeDecoder` and filters refuse.
+        For values out of range, and what :class:`TreeDecoder` and filters refuse, and logits of valid tokens that
+        are not numbers.
     """
     outside = item_scores is not None or lookahead_scores is not None
     penalty = (0.0 if outside else 1.0) if length_penalty is None else length_penalty

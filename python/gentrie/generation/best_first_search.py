@@ -136,7 +136,8 @@ def best_first_search(
     Raises
     ------
     ValueError, TypeError
-        For a length penalty or processors, and what :class:`TreeDecoder` and filters refuse.
+        For a length penalty or processors, and what :class:`TreeDecoder` and filters refuse, and logits of
+        valid tokens that are not numbers.
     """
     if length_penalty != 0:
         raise ValueError(

@@ -87,7 +87,7 @@ def generate_with_items(
         For what :class:`TrieLogitsProcessor` refuses; for settings that need every step (logits, attentions, hidden
         states, guidance, watermarks), other searches than greedy and sampling, other caches than the dynamic one,
         recurrent and encoder-decoder models; a prompt that ends inside an item outside the catalog; a template that
-        asks for more items than are left.
+        asks for more items than are left; NaN as the score of a token that an item may go on with.
     """
     if not hasattr(generation_config, "_pad_token_tensor"):  # not prepared by `generate`: go through it
         if kwargs.pop("synced_gpus", None):
@@ -210,7 +210,7 @@ class _Decoder:
     def _choose(self, rows: list[int], logits: torch.Tensor) -> list[int]:
         scores = self._choice.processed([self.histories.of(row) for row in rows], rows, logits)
         picked = [
-            self._choice.pick(scores[at : at + 1], *what_may_follow(self._rows[row].matcher, self._begin))
+            self._choice.pick(scores[at : at + 1], *what_may_follow(self._rows[row].matcher, self._begin), row=row)
             for at, row in enumerate(rows)
         ]
         log_probs = [log_prob for _, log_prob in picked if log_prob is not None]

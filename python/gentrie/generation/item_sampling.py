@@ -82,7 +82,8 @@ def sample_items(
     Raises
     ------
     ValueError, TypeError
-        For arguments out of range and what :class:`TreeDecoder` and filters refuse.
+        For arguments out of range and what :class:`TreeDecoder` and filters refuse, and logits of valid tokens that
+        are not numbers.
     """
     wanted = _validate.integer("num_samples", num_samples, 1, 2**31 - 1)
     if not 0 < temperature < float("inf"):
@@ -96,7 +97,7 @@ def sample_items(
         raise ValueError(f"item_filter has {len(filters)} entries for {prompts} prompts")
     filters = filters * prompts if len(filters) == 1 else filters
     matchers = [_core.Matcher(make_constraint(trie, None, None, False, chosen)) for chosen in filters]
-    frontiers = [_GumbelFrontier(trie, matchers[row], wanted, float(temperature), noise) for row in range(prompts)]
+    frontiers = [_GumbelFrontier(trie, matchers[row], wanted, float(temperature), noise, row) for row in range(prompts)]
     FrontierSearch(decoder, trie, frontiers, "trie").run(2**62, prompts * wanted)
     found = [frontier.best() for frontier in frontiers]
     return ItemSamples(
@@ -120,12 +121,18 @@ class _GumbelFrontier(Frontier):
     """Prefixes ordered by the highest perturbed log-probability of an item below."""
 
     def __init__(
-        self, trie: TokenTrie, matcher: _core.Matcher, wanted: int, temperature: float, noise: np.random.Generator
+        self,
+        trie: TokenTrie,
+        matcher: _core.Matcher,
+        wanted: int,
+        temperature: float,
+        noise: np.random.Generator,
+        prompt: int,
     ) -> None:
-        super().__init__(trie, matcher, wanted, 0.0, True)
+        super().__init__(trie, matcher, wanted, 0.0, True, prompt=prompt)
         self._temperature = temperature
         self._noise = noise
-        self._log_probs: dict[int, float] = {}  # of open prefixes' first tokens, by their order
+        self._drawn: dict[int, float] = {}  # of open prefixes' first tokens, by their order
 
     def select(self, limit: int) -> list[Prefix]:
         """Open prefixes among the ``wanted`` highest: a lower one has that many items above it already."""
@@ -146,13 +153,12 @@ class _GumbelFrontier(Frontier):
 
     def _branch(self, prefix: Prefix, scores: Float64Array, vocabulary: npt.NDArray[np.int32]) -> None:
         tokens = prefix.matcher.allowed_tokens()[1]
-        own = scores[np.searchsorted(vocabulary, tokens)] / self._temperature
-        own = own - own.max()
-        own -= np.log(np.exp(own).sum())
+        own = self._log_probs(scores[np.searchsorted(vocabulary, tokens)] / self._temperature)
+        tokens, own = tokens[own > -np.inf], own[own > -np.inf]
         gumbels = _below(prefix.gumbel, prefix.score + own, self._noise)
         for at in np.argsort(-gumbels, kind="stable")[: self._wanted].tolist():
             self._order += 1
-            self._log_probs[self._order] = float(own[at])
+            self._drawn[self._order] = float(own[at])
             self._push(-float(gumbels[at]), self._order, prefix, int(tokens[at]))
 
     def _pop(self) -> Prefix:
@@ -160,7 +166,7 @@ class _GumbelFrontier(Frontier):
         prefix = super()._pop()
         prefix.gumbel = -minus
         if prefix.num_chosen:
-            prefix.scores[0] = self._log_probs.pop(order)
+            prefix.scores[0] = self._drawn.pop(order)
             prefix.score = parent.score + prefix.scores[0]
         return prefix
 

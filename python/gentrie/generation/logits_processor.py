@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -12,20 +13,12 @@ from transformers import LogitsProcessor
 
 from gentrie import _core, _validate
 from gentrie.bitmask import minus_infinity
-from gentrie.history import HistoryRules
+from gentrie.history import NOT_A_NUMBER, HistoryRules
+from gentrie.kernels import reference
 from gentrie.trie import TokenTrie
 
 if TYPE_CHECKING:
     from gentrie.device.masker import DeviceMasker
-
-# What `transformers` gives beams that only fill up; half precision does not reach it.
-_LAST_RESORT = {torch.float16: -32768.0, torch.bfloat16: -1e9, torch.float32: -1e9, torch.float64: -1e9}
-_LAST_RESORT_BITS = {
-    torch.float16: 0xF800,
-    torch.bfloat16: 0xCE6E,
-    torch.float32: 0xCE6E6B28,
-    torch.float64: 0xC1CDCD6500000000,
-}
 
 
 class TrieLogitsProcessor(LogitsProcessor):
@@ -43,11 +36,14 @@ class TrieLogitsProcessor(LogitsProcessor):
     The processor reads each history anew and keeps nothing: one instance serves any number of ``generate`` calls,
     greedy, sampling or beam search, batches padded on either side. It returns a new tensor and never writes to its
     arguments. Rows in free text come back bit for bit. Where other processors forbid every token that the catalog
-    allows, the catalog prevails: those tokens get -1e9 (half precision: -32768), which any other beam beats.
+    allows (all score -2**20, float16: -65504, or less), the catalog prevails: the best of those tokens get -8192, which
+    nearly any other beam beats. Scores above 2**20 (float16: 65504) become that, infinity too: sums stay finite.
+    Where the score of a token that the catalog allows is NaN, so is what the model says, and it raises.
 
     Every row that ``generate`` returns with the end token and a score above -1e8 is in the catalog where
     ``max_new_tokens >= trie.max_depth``; beam search fills up with rows of about -1e9 where there are fewer
-    continuations than beams (divided by ``length ** length_penalty``), and shorter limits cut items off.
+    continuations than beams (divided by ``length ** length_penalty``), and shorter limits cut items off. A processor
+    that stands behind this one has the last word: it must leave a token, and raise none by anything near 1e9.
 
     Parameters
     ----------
@@ -78,7 +74,8 @@ class TrieLogitsProcessor(LogitsProcessor):
     ------
     ValueError, TypeError
         For arguments that contradict each other, control tokens outside the vocabulary or inside the catalog's
-        sequences; at a call for scores narrower than the vocabulary, several devices, and as ``on_dead`` says.
+        sequences; at a call for scores narrower than the vocabulary, several devices, NaN as the score of a token
+        that an item may go on with, and as ``on_dead`` says.
     """
 
     def __init__(
@@ -113,7 +110,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         """Scores [batch, vocabulary] with -inf wherever a token may not follow ``input_ids`` [batch, length]."""
         ids, values = _validate.history_and_scores(input_ids, scores, self._rules.trie.vocab_size)
         is_on_cpu = values.device.type == "cpu"
-        infinity = minus_infinity(values.dtype)
+        infinity, resort, highest = _patterns(values.dtype)
         if values.is_cuda and self._rules.unique is False and self._rules.on_dead != "error":
             if values.device not in self._maskers:
                 from gentrie.device.masker import DeviceMasker  # loads Triton
@@ -128,7 +125,7 @@ class TrieLogitsProcessor(LogitsProcessor):
             return masked  # type: ignore[return-value]
         values = values.contiguous()
         masked, width = torch.empty_like(values), values.shape[1]
-        _core.mask_scores(
+        wrong = _core.mask_scores(
             allowed,
             self._rules.begin_token_id,
             values.data_ptr(),
@@ -136,8 +133,11 @@ class TrieLogitsProcessor(LogitsProcessor):
             width,
             values.element_size(),
             infinity,
-            _LAST_RESORT_BITS[values.dtype],
+            resort,
+            highest,
         )
+        if wrong < len(masked):
+            _refuse_nan(wrong)
         return masked  # type: ignore[return-value]
 
     def check(self) -> None:
@@ -146,7 +146,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         Raises
         ------
         ValueError
-            If at a call every row had left the trie, or a row could not go on and no token says how to end it.
+            If at a call every row had left the trie, a row could not go on and no token says how to end it, or the
+            score of a token that the catalog allows was not a number.
         """
         for masker in self._maskers.values():
             masker.check()
@@ -167,7 +168,22 @@ def mask_with_torch(allowed: _core.AllowedRows, begin_token_id: int, scores: tor
         torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *tokens])).to(scores.device),
     )
     chosen = scores[at]
-    by_row = torch.zeros(len(verdicts), dtype=torch.bool, device=scores.device)
-    by_row[at[0][~chosen.isneginf()]] = True  # rows with an allowed token that the scores do not forbid
-    masked[at] = torch.where(by_row[at[0]], chosen, _LAST_RESORT[scores.dtype])
+    is_item = torch.from_numpy(verdicts[rows] == _core.Verdict.ITEM).to(scores.device)
+    for place in (chosen.isnan() & is_item).nonzero()[:1].flatten().tolist():
+        _refuse_nan(int(rows[place]))
+    masked[at] = reference.usable(chosen, at[0], len(verdicts))
     return masked
+
+
+@cache
+def _patterns(dtype: torch.dtype) -> tuple[int, int, int]:
+    """Bit patterns of -inf, of the last resort and of the highest score."""
+    infinity = minus_infinity(dtype)
+    as_integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    numbers = torch.tensor([reference.LAST_RESORT, reference.HIGHEST[dtype]], dtype=dtype)
+    resort, highest = (bits % (1 << 8 * dtype.itemsize) for bits in numbers.view(as_integer).tolist())
+    return infinity, resort, highest
+
+
+def _refuse_nan(row: int) -> NoReturn:
+    raise ValueError(f"scores[{row}]: {NOT_A_NUMBER}")

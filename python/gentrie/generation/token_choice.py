@@ -11,6 +11,8 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
 from gentrie import _core
+from gentrie.history import NOT_A_NUMBER
+from gentrie.kernels import reference
 
 # `generate` puts these behind all other processors, and they read nothing but one row of scores: over the allowed
 # tokens alone they say what they say over the vocabulary with all others at -inf.
@@ -111,7 +113,7 @@ class TokenChoice:
         return scores
 
     def pick(
-        self, scores: torch.Tensor, allowed: npt.NDArray[np.int32] | None, closed: int | None
+        self, scores: torch.Tensor, allowed: npt.NDArray[np.int32] | None, closed: int | None, *, row: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One row's token, int64 [], and its log-probability, float32 [], or None where it is not asked for.
 
@@ -123,13 +125,22 @@ class TokenChoice:
             int32 [n], ascending, the only tokens that may follow; None in free text.
         closed
             A token that may not follow in free text, or None.
+        row
+            Its number, for messages.
+
+        Raises
+        ------
+        ValueError
+            If the score of an allowed token is not a number.
         """
         tokens = None
         if allowed is not None:
             tokens = torch.from_numpy(allowed).to(scores.device, torch.int64)
             scores = scores[:, tokens]
+            if bool(scores.isnan().any()):
+                raise ValueError(f"row {row}: {NOT_A_NUMBER}")
             # Where other processors forbid all that the catalog allows, the catalog prevails.
-            scores = torch.where(scores.isneginf().all(), 0.0, scores)
+            scores = reference.usable(scores[0], torch.zeros_like(tokens), 1)[None]
         elif closed is not None:
             scores = scores.index_fill(1, torch.tensor([closed], device=scores.device), -torch.inf)
         if self._warpers:

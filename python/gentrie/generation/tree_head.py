@@ -113,7 +113,9 @@ class TreeHead:
             )
         ours = self.logits(seen[-1][0]).float()
         tolerance = 1e-4 if self._module.weight.dtype == torch.float32 else 5e-2
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+        if ours.shape != theirs.shape or not torch.allclose(
+            ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True
+        ):
             raise ValueError(f"{type(model).__name__} does more to its logits than LM head, scale and soft-cap")
 
 

@@ -74,7 +74,8 @@ def log_probabilities(
 
 
 def _among_themselves(logits: Float64Array) -> Float64Array:
-    lowered: Float64Array = logits - logits.max()
+    with np.errstate(invalid="ignore"):  # infinite ones give NaN, which is refused
+        lowered: Float64Array = logits - logits.max()
     return np.asarray(lowered - np.log(np.exp(lowered).sum()))
 
 
