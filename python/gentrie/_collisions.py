@@ -26,16 +26,18 @@ def refuse_collisions(trie: TokenTrie) -> None:
 def suffixed(
     trie: TokenTrie, suffix_tokens: range | npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Rows [num_items, L + 1] of a trie of fixed-length rows, end tokens left out, and their item ids.
+    """Rows [num_items, L + 1] of a trie of fixed-length rows, end tokens left out, and their items' numbers.
 
     The last token is ``suffix_tokens[r]`` for the item that is the r-th by id among those of its sequence.
     """
-    values, _, item_ids, item_indptr = trie.to_sequences()
+    values, _, item_ids, item_indptr = trie._core.to_sequences(False)
     counts = np.diff(item_indptr)
     widest = int(counts.argmax())
     if counts[widest] > len(suffix_tokens):
+        begin = item_indptr[widest]
+        named = trie._named(item_ids[begin : begin + 1])[0]
         raise ValueError(
-            f"codes: {counts[widest]} items, such as item {item_ids[item_indptr[widest]]}, have the same codes, more "
+            f"codes: {counts[widest]} items, such as item {named}, have the same codes, more "
             f"than the {len(suffix_tokens)} codes that a suffix may take"
         )
     rows = values.reshape(trie.num_sequences, -1)

@@ -43,7 +43,7 @@ def to_file_bytes(trie: TokenTrie) -> bytes:
     """What :meth:`TokenTrie.save` writes."""
     with tempfile.TemporaryDirectory(prefix="gentrie-") as folder:
         path = Path(folder) / "trie"
-        trie._core.save(os.fsencode(path), trie.metadata)
+        trie._core.save(os.fsencode(path), {**trie.metadata, **trie._own_metadata()})
         return path.read_bytes()
 
 

@@ -191,9 +191,7 @@ def item_ids(value: object, num_rows: int, name: str = "item_ids", rows_name: st
     refuse_bools(name, value)
     array: Any = value if _is_array(value) else np.asarray(value)
     if isinstance(array, np.ndarray) and array.dtype.kind in "USO":
-        raise TypeError(
-            f"{name} must be integers; keep string ids in a list of your own and pass their positions in it"
-        )
+        raise TypeError(f"{name} must be integers here; TokenTrie.from_sequences, all at once, takes strings")
     ids = token_row(name, array)
     if ids.size != num_rows:
         raise ValueError(f"{name} has {ids.size} entries, {rows_name} has {num_rows} rows")
@@ -213,7 +211,7 @@ def metadata(value: Mapping[Any, Any] | None, *, reserved: Sequence[str] = ()) -
     """What users store with a trie: str to str, none of our own keys."""
     entries = string_map("metadata", value)
     for key, entry in entries.items():
-        if key.startswith("gentrie.") or key in reserved:
+        if key.startswith("gentrie.") or key in ("string_item_ids", *reserved):
             raise ValueError(f"metadata[{key!r}]: this key is set by gentrie")
         for text in (key, entry):
             try:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core, _validate
+from gentrie._item_names import item_name_array, refuse_item_names
 
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
@@ -42,16 +43,16 @@ class ItemFilter:
     def from_item_ids(
         cls,
         trie: TokenTrie,
-        item_ids: Collection[int] | npt.NDArray[Any],
+        item_ids: Collection[int] | Collection[str] | npt.NDArray[Any],
         *,
         name: str = "",
     ) -> ItemFilter:
-        """Allow the listed item ids (any integers); those that the catalog does not hold are ignored.
+        """Allow the listed item ids (any integers, or strings); those that the catalog does not hold are ignored.
 
         The first call for a trie makes an index of its items by id, 4 to 12 bytes an item, which the trie keeps.
         """
         trie = _validate.trie("trie", trie)
-        return cls(_core.ItemFilter.from_item_ids(trie._core, item_id_array("item_ids", item_ids)), trie, name)
+        return cls(_core.ItemFilter.from_item_ids(trie._core, item_rows(trie, "item_ids", item_ids)), trie, name)
 
     @classmethod
     def from_mask(
@@ -72,6 +73,7 @@ class ItemFilter:
             For another dtype or shape, and naming an item id that the array does not reach.
         """
         trie = _validate.trie("trie", trie)
+        refuse_item_names(trie, "a mask by item id (from_leaf_order needs none)")
         array = _mask("mask", mask)
         return cls(_core.ItemFilter.from_mask(trie._core, array, _threads(num_threads)), trie, name)
 
@@ -101,7 +103,7 @@ class ItemFilter:
 
     # --- New ones from old ------------------------------------------------------------------------------------------
 
-    def deny(self, item_ids: Collection[int] | npt.NDArray[Any]) -> ItemFilter:
+    def deny(self, item_ids: Collection[int] | Collection[str] | npt.NDArray[Any]) -> ItemFilter:
         """The same less up to 1,024 items, for one request: what the user has seen or bought.
 
         No bitmap is made: the denied items are kept beside this filter's and looked up in O(log k) at each count. Ids
@@ -112,7 +114,7 @@ class ItemFilter:
         ValueError
             For more than 1,024, those denied before included: subtract a filter made with :meth:`from_item_ids`.
         """
-        return ItemFilter(self._core.deny(item_id_array("item_ids", item_ids)), self.trie, self.name)
+        return ItemFilter(self._core.deny(item_rows(self.trie, "item_ids", item_ids)), self.trie, self.name)
 
     def __copy__(self) -> ItemFilter:
         return self  # immutable but for its name
@@ -190,12 +192,12 @@ class ItemFilter:
         """Allowed sequences that each of states [N] can still reach; int64 [N], 0 for negative states."""
         return self._core.num_sequences_below_batch(_validate.token_row("states", states))
 
-    def items_below(self, state: int) -> npt.NDArray[np.int64]:
-        """Allowed items that ``state`` can still reach, in the order of :meth:`TokenTrie.items_below`; int64."""
-        return self._core.items_below(_validate.state(state))
+    def items_below(self, state: int) -> npt.NDArray[Any]:
+        """Allowed items that ``state`` can still reach, in order and form those of :meth:`TokenTrie.items_below`."""
+        return self.trie._named(self._core.items_below(_validate.state(state)))
 
-    def resolve(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Allowed items of one complete sequence, its end token optional; int64, empty if there are none."""
+    def resolve(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Allowed items of one complete sequence, its end token optional; empty if there are none."""
         state = self.trie.walk(tokens)
         if state >= 0 and not self.trie.is_leaf(state) and self.trie.end_token_id is not None:
             state = self.trie.advance(state, self.trie.end_token_id)
@@ -229,6 +231,9 @@ def filter_from(trie: TokenTrie, item_filter: Any, name: str = "") -> ItemFilter
     if isinstance(item_filter, ItemFilter):
         item_filter.check_trie(trie)
         return item_filter
+    is_array = _validate.is_tensor(item_filter) or np.asarray(item_filter).dtype == np.bool_
+    if trie._item_names is not None and not is_array:
+        return ItemFilter.from_item_ids(trie, item_filter, name=name)
     array = _array("item_filter", item_filter)
     if array.ndim != 1:
         raise ValueError(f"item_filter has shape {array.shape}, expected one dimension")
@@ -252,9 +257,9 @@ def make_filters(trie: TokenTrie, item_filter: Any) -> list[_core.ItemFilter | N
     return [make_filter(trie, item_filter)]
 
 
-def items_of(trie: TokenTrie, chosen: _core.ItemFilter | None, tokens: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Items of a sequence that may be given, ascending; int64 [k]."""
-    return trie.resolve(tokens) if chosen is None else chosen.items_below(trie.walk(tokens))
+def items_of(trie: TokenTrie, chosen: _core.ItemFilter | None, tokens: Sequence[int]) -> npt.NDArray[Any]:
+    """Items of a sequence that may be given, ascending; [k] as :meth:`TokenTrie.items_below` gives them."""
+    return trie.resolve(tokens) if chosen is None else trie._named(chosen.items_below(trie.walk(tokens)))
 
 
 def _is_per_row(item_filter: Any) -> bool:
@@ -282,6 +287,18 @@ def _array(name: str, values: Any) -> npt.NDArray[Any]:
     if array.size == 0 and not isinstance(values, np.ndarray):
         array = array.astype(np.int64)  # an empty list has no dtype of its own
     return array
+
+
+def item_rows(trie: TokenTrie, name: str, values: Any) -> npt.NDArray[np.int64]:
+    """Items by their ids as the core numbers them, int64; strings that the catalog does not hold are left out."""
+    if trie._item_names is None:
+        return item_id_array(name, values)
+    return trie._item_names.find(item_name_array(name, values))
+
+
+def known_ids(trie: TokenTrie, name: str, values: Any) -> npt.NDArray[Any]:
+    """Item ids as users know them in any collection, checked to be of the trie's kind: int64 or str objects [N]."""
+    return item_id_array(name, values) if trie._item_names is None else item_name_array(name, values)
 
 
 def item_id_array(name: str, values: Any) -> npt.NDArray[np.int64]:

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core, _validate
-from gentrie.item_filter import ItemFilter, filter_from, item_id_array
+from gentrie.item_filter import ItemFilter, filter_from, known_ids
 from gentrie.trie import TokenTrie
 
-FilterDefinition = Collection[int] | npt.NDArray[Any] | ItemFilter | Callable[[Mapping[str, ItemFilter]], ItemFilter]
+FilterDefinition = (
+    Collection[int] | Collection[str] | npt.NDArray[Any] | ItemFilter | Callable[[Mapping[str, ItemFilter]], ItemFilter]
+)
 """Item ids, a boolean array indexed by item id, a function of the filters named before it, or a finished filter."""
 
 _RETIRED_KEPT = 64
@@ -127,7 +129,7 @@ class LiveCatalog:
     ) -> None:
         self._require = _validate.string_map("require", require)
         self._definitions = dict(filters or {})
-        self._removed: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._removed: npt.NDArray[Any] = np.empty(0, dtype=np.int64)
         self._changes = threading.RLock()  # held by one change at a time, while it makes filters
         self._is_changing = False
         self._facts = threading.Lock()  # held for moments, by whoever publishes a change or reads several fields
@@ -235,14 +237,14 @@ class LiveCatalog:
             raise
         return future
 
-    def remove(self, item_ids: Collection[int] | npt.NDArray[Any]) -> CatalogVersion:
+    def remove(self, item_ids: Collection[int] | Collection[str] | npt.NDArray[Any]) -> CatalogVersion:
         """Take items out of every filter, at once and for all later tries, until they are restored.
 
         Ids that the current trie does not hold are remembered for later ones.
         """
-        ids = item_id_array("item_ids", item_ids)
         with self._changing():
             now = self._current
+            ids = known_ids(now.trie, "item_ids", item_ids)
             gone = ItemFilter.from_item_ids(now.trie, ids)
             filters = {name: _without(item_filter, gone) for name, item_filter in now.filters.items()}
             version = CatalogVersion(now.number + 1, now.trie, MappingProxyType(filters), _without(now.allowed, gone))
@@ -251,12 +253,11 @@ class LiveCatalog:
                 self._removed, self._current = removed, version
             return version
 
-    def restore(self, item_ids: Collection[int] | npt.NDArray[Any]) -> CatalogVersion:
+    def restore(self, item_ids: Collection[int] | Collection[str] | npt.NDArray[Any]) -> CatalogVersion:
         """Undo :meth:`remove`: where the trie holds these items they may be given again."""
-        ids = item_id_array("item_ids", item_ids)
         with self._changing():
-            removed = np.setdiff1d(self._removed, ids)
             now = self._current
+            removed = np.setdiff1d(self._removed, known_ids(now.trie, "item_ids", item_ids))
             version = _make_version(now.number + 1, now.trie, self._definitions, removed)
             with self._facts:
                 self._removed, self._current = removed, version
@@ -325,7 +326,7 @@ def _check_vocabulary(before: TokenTrie, after: TokenTrie) -> None:
 
 
 def _make_version(
-    number: int, trie: TokenTrie, definitions: Mapping[str, FilterDefinition], removed: npt.NDArray[np.int64]
+    number: int, trie: TokenTrie, definitions: Mapping[str, FilterDefinition], removed: npt.NDArray[Any]
 ) -> CatalogVersion:
     gone = ItemFilter.from_item_ids(trie, removed)  # makes the index by item id too, before a request needs it
     made: dict[str, ItemFilter] = {}

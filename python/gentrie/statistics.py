@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from gentrie import _validate
+
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
 
@@ -94,7 +96,8 @@ class CatalogStatistics:
     @classmethod
     def of(cls, trie: TokenTrie, *, progress: bool = False) -> CatalogStatistics:
         """Compute the statistics of a trie, with progress bars on stderr where asked for."""
-        values, indptr, _, item_indptr = trie.to_sequences()
+        _validate.trie("trie", trie)
+        values, indptr, _, item_indptr = trie._core.to_sequences(False)
         return catalog_statistics(values, indptr, np.diff(item_indptr), progress=progress)
 
 

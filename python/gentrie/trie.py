@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gentrie import _core, _validate
 from gentrie._chunks import build_from_chunks
 from gentrie._collisions import refuse_collisions, suffixed
+from gentrie._item_names import NAMES_KEY, ItemNames, split_item_ids
 from gentrie._pickling import from_file_bytes, holds, load_pickled, to_file_bytes
 from gentrie._progress import progress_bar
 from gentrie._text_record import RECORD_KEY, TextRecord, check_texts, record_texts
@@ -50,7 +51,7 @@ class TokenTrie:
     its fingerprint: the other process maps the same file and refuses another. One in memory alone is copied.
     """
 
-    __slots__ = ("_core", "_metadata", "_path", "_vocabulary")
+    __slots__ = ("_core", "_fingerprint", "_item_names", "_metadata", "_path", "_vocabulary")
 
     def __init__(self, core: _core.Trie, metadata: Mapping[str, str] | None = None) -> None:
         if not isinstance(core, _core.Trie):
@@ -61,6 +62,9 @@ class TokenTrie:
         self._core = core
         self._path: str | None = None  # of a file that holds it, metadata included
         self._metadata = dict(core.metadata if metadata is None else metadata)
+        names = self._metadata.pop(NAMES_KEY, None)
+        self._item_names = None if names is None else ItemNames(names)  # of items, where their ids are strings
+        self._fingerprint: str | None = None
         self._vocabulary: npt.NDArray[np.int32] | None = None
 
     # --- Building ---------------------------------------------------------------------------------------------------
@@ -72,7 +76,7 @@ class TokenTrie:
         *,
         vocab_size: int,
         end_token_id: int | None = None,
-        item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        item_ids: Sequence[int] | Sequence[str] | npt.NDArray[Any] | None = None,
         metadata: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         memory_limit: int | None = None,
@@ -90,8 +94,9 @@ class TokenTrie:
         end_token_id
             Appended to every sequence. Without it no sequence may be a prefix of another.
         item_ids
-            int64 [N], by default the row number. Several items may share a sequence; a pair (sequence, item id) that
-            is listed twice counts once.
+            int64 [N], by default the row number; or strings [N], such as ASINs, which lookups, filters and searches
+            then take and give, and which are saved with the trie. Several items may share a sequence; a pair
+            (sequence, item id) that is listed twice counts once.
         metadata
             Kept as :attr:`metadata` and saved with the trie, such as ``{"codebook": "v7"}``.
         num_threads
@@ -193,7 +198,7 @@ class TokenTrie:
         template: str = "{title}",
         context: str = "",
         end_token_id: int | None = None,
-        item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        item_ids: Sequence[int] | Sequence[str] | npt.NDArray[Any] | None = None,
         vocab_size: int | None = None,
         on_collision: Literal["keep", "error"] = "keep",
         metadata: Mapping[str, str] | None = None,
@@ -258,7 +263,8 @@ class TokenTrie:
         texts = [template.replace("{title}", title) for title in rows]
         record = record_texts(texts, tokenizer, context=context, token_ids=trie.vocabulary)
         if on_collision == "error":
-            ids = _validate.item_ids(item_ids, len(rows))
+            ids, names = split_item_ids(item_ids, len(rows))
+            ids = ids if ids is None or names is None else names.of(ids)
             refuse_title_collisions(trie, rows, ids, record.unknown_token_id)
         trie._metadata = {
             **kept,
@@ -279,7 +285,7 @@ class TokenTrie:
         token_ids: npt.NDArray[Any] | Sequence[Sequence[int]] | tuple[int, int],
         vocab_size: int,
         end_token_id: int | None = None,
-        item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        item_ids: Sequence[int] | Sequence[str] | npt.NDArray[Any] | None = None,
         on_collision: Literal["keep", "error", "suffix"] = "keep",
         metadata: Mapping[str, str] | None = None,
         num_threads: int | None = None,
@@ -341,8 +347,10 @@ class TokenTrie:
         if on_collision == "error":
             refuse_collisions(trie)
         if on_collision == "suffix":
+            names = trie._item_names
             values, ids = suffixed(trie, suffix_tokens)
             trie = cls._build(values, None, vocab_size, item_ids=ids, **options)
+            trie._item_names = names
         return trie
 
     @classmethod
@@ -353,7 +361,7 @@ class TokenTrie:
         vocab_size: int,
         *,
         end_token_id: int | None = None,
-        item_ids: Sequence[int] | npt.NDArray[Any] | None = None,
+        item_ids: Sequence[int] | Sequence[str] | npt.NDArray[Any] | None = None,
         metadata: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         memory_limit: int | None = None,
@@ -365,10 +373,12 @@ class TokenTrie:
         threads = _validate.optional_count("num_threads", num_threads, 4096)
         limit = _validate.optional_count("memory_limit", memory_limit, 2**62)
         num_rows = values.shape[0] if indptr is None else indptr.size - 1
-        ids = _validate.item_ids(item_ids, num_rows)
+        ids, names = split_item_ids(item_ids, num_rows)
         with progress_bar("building", num_rows) if progress else nullcontext() as report:
             core = _core.Trie.build(values, indptr, vocab_size, end, ids, threads, limit, report)
-        return cls(core, kept)
+        trie = cls(core, kept)
+        trie._item_names = names
+        return trie
 
     # --- Files ------------------------------------------------------------------------------------------------------
 
@@ -385,9 +395,13 @@ class TokenTrie:
             For metadata that is not str to str or uses keys beginning with ``gentrie.``.
         """
         stored = {**self._metadata, **_validate.metadata(metadata)}
-        self._core.save(_validate.path(path), stored)
+        self._core.save(_validate.path(path), {**stored, **self._own_metadata()})
         if stored == self._metadata:
             self._path = os.path.abspath(os.fsdecode(path))
+
+    def _own_metadata(self) -> dict[str, str]:
+        """What files hold beside :attr:`metadata`."""
+        return {} if self._item_names is None else {NAMES_KEY: self._item_names.text}
 
     @classmethod
     def load(
@@ -445,6 +459,8 @@ class TokenTrie:
         """
         with progress_bar("verifying", self.num_sequences) if progress else nullcontext() as report:
             self._core.verify(report)
+        if self._item_names is not None:
+            self._item_names.verify(self._core.items_below(0))
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Refuse a tokenizer that would write this catalog's titles differently from the one at build.
@@ -465,7 +481,7 @@ class TokenTrie:
 
     def _title_sequences(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Sequences as ``(values, indptr)`` without their end tokens."""
-        values, indptr, _, _ = self.to_sequences()
+        values, indptr, _, _ = self._core.to_sequences(False)
         if self.end_token_id is None:
             return values, indptr
         return np.delete(values, indptr[1:] - 1), indptr - np.arange(indptr.size)
@@ -512,7 +528,10 @@ class TokenTrie:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that name the contents; states and filters belong to one fingerprint."""
-        return self._core.fingerprint
+        if self._fingerprint is None:
+            rows = self._core.fingerprint
+            self._fingerprint = rows if self._item_names is None else self._item_names.fingerprint(rows)
+        return self._fingerprint
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -523,9 +542,12 @@ class TokenTrie:
     def nbytes_by_array(self) -> dict[str, int]:
         """Bytes of each array; ``item_ids`` and ``item_indptr`` are the leaf-to-item table.
 
-        ``token_index`` (of the vocabulary and of the root's children) is made at load and stands in no file.
+        ``token_index`` (of the vocabulary and of the root's children) is made at load and stands in no file;
+        ``item_names`` are item ids that are strings.
         """
         arrays = {name: array.nbytes for name, array in self._core.arrays().items()}
+        if self._item_names is not None:
+            arrays["item_names"] = self._item_names.nbytes
         return {**arrays, "token_index": self._core.token_index_nbytes}
 
     @property
@@ -621,18 +643,22 @@ class TokenTrie:
         """Distinct sequences that ``state`` can still reach; 0 for negative states."""
         return self._core.num_sequences_below(_validate.state(state))
 
-    def items_below(self, state: int) -> npt.NDArray[np.int64]:
-        """Items that ``state`` can still reach; int64.
+    def items_below(self, state: int) -> npt.NDArray[Any]:
+        """Items that ``state`` can still reach; int64, or str objects where item ids are strings.
 
         Those of one sequence stand together, ascending by id. Sequences come in the order in which the trie numbers
         them: at every branch first those that share no more tokens with another, then those below the branches that
         follow, each time in the order of the next token.
         """
-        return self._core.items_below(_validate.state(state))
+        return self._named(self._core.items_below(_validate.state(state)))
 
-    def resolve(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Items of one complete sequence, its end token optional; int64, empty if the catalog lacks it."""
-        return self._core.resolve(_validate.token_row("tokens", tokens))
+    def resolve(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Items of one complete sequence, its end token optional, as in :meth:`items_below`; none if there is none."""
+        return self._named(self._core.resolve(_validate.token_row("tokens", tokens)))
+
+    def _named(self, items: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Items as the core numbers them by the ids that users know."""
+        return items if self._item_names is None else self._item_names.of(items)
 
     def token_states(
         self,
@@ -685,19 +711,25 @@ class TokenTrie:
 
     def to_sequences(
         self,
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[np.int64]]:
         """The catalog back as arrays ``(values, indptr, item_ids, item_indptr)``.
 
         Sequence i (lexicographic order, end token included) is ``values[indptr[i]:indptr[i + 1]]``, its items are
         ``item_ids[item_indptr[i]:item_indptr[i + 1]]``.
         """
-        return self._core.to_sequences(False)
+        return self._sequences(only_shared=False)
 
     def collisions(
         self,
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[np.int64]]:
         """The sequences that stand for several items, and those items, in the form of :meth:`to_sequences`."""
-        return self._core.to_sequences(True)
+        return self._sequences(only_shared=True)
+
+    def _sequences(
+        self, *, only_shared: bool
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[np.int64]]:
+        values, indptr, items, item_indptr = self._core.to_sequences(only_shared)
+        return values, indptr, self._named(items), item_indptr
 
     def as_prefix_allowed_tokens_fn(
         self,

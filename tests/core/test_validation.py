@@ -61,7 +61,7 @@ def refused(kind: type[Exception], parts: list[str], call: Any, *args: Any, **op
         ((VALUES, np.array([[0, 4]])), {}, ValueError, ["indptr", "(1, 2)"]),
         ((VALUES.reshape(2, 2), np.array([0, 4])), {}, ValueError, ["values", "(2, 2)"]),
         ([[1], [2]], {"item_ids": [1]}, ValueError, ["item_ids", "1", "2"]),
-        ([[1], [2]], {"item_ids": ["a", "b"]}, TypeError, ["item_ids", "integers", "positions"]),
+        ([[1], [2]], {"item_ids": ["a", 2]}, TypeError, ["item_ids[1]=2", "strings"]),
         ([[1], [2]], {"item_ids": [1.0, 2.0]}, TypeError, ["item_ids", "float64"]),
         ([[1], [2]], {"item_ids": np.zeros((2, 1), dtype=np.int64)}, ValueError, ["item_ids", "(2, 1)"]),
         ([[1]], {"item_ids": np.array([2**63], dtype=np.uint64)}, ValueError, ["item_ids", str(2**63)]),

@@ -156,8 +156,12 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     stepper.add_request(3, scope="vocab")
     with pytest.raises(ValueError, match="request=3 is already there"):
         stepper.add_request(3)
+    with pytest.raises(ValueError, match=r"length_penalty=2000.0 is outside \[-32, 32\]"):
+        stepper.add_request(4, length_penalty=2000.0)
     with pytest.raises(ValueError, match="request 4 is unknown"):
         stepper.pop_result(4)
+    with pytest.raises(TypeError, match=r"trie is a str.*TokenTrie\.load"):
+        BeamStepper("x.safetensors")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="request 3 is not finished"):
         stepper.pop_result(3)
     logits = Engine().logits(stepper.rows())

@@ -325,6 +325,7 @@ def test_bad_arguments_are_named() -> None:
         (ValueError, "scope='all' is not one of", {"scope": "all"}),
         (ValueError, "early_stopping=1 is not one of", {"early_stopping": 1}),
         (ValueError, "length_penalty=nan is not a finite number", {"length_penalty": float("nan")}),
+        (ValueError, r"length_penalty=2000.0: 2 \*\* length_penalty is no float32", {"length_penalty": 2000.0}),
     ):
         arguments: dict[str, Any] = {"trie": trie, "num_prompts": 2, "device": "cpu"} | options
         with pytest.raises(error, match=message):

@@ -104,6 +104,11 @@ class DeviceBeamStepper:
         self.max_length = _validate.integer("max_length", longest if max_length is None else max_length, 1, 2**31 - 1)
         if self._residents.trie_rows is None:
             self.max_length = min(self.max_length, longest)
+        if abs(self._penalty) * np.log(self.max_length + 1) > np.log(np.finfo(np.float32).max):
+            raise ValueError(
+                f"length_penalty={self._penalty}: {self.max_length} ** length_penalty is no float32, so that scores "
+                "would not be numbers"
+            )
         self._pool = None
         if not (self._residents.has_one_length() if fixed_length is None else fixed_length):
             self._pool = BeamPool(

@@ -75,6 +75,7 @@ def catalog_logprobs(
         For a model or prompts that :class:`gentrie.generation.TreeDecoder` refuses, an unknown scope, a vocabulary
         wider than the model's logits, a leaf outside the trie, a filter of another trie.
     """
+    _validate.trie("trie", trie)
     scope = _validate.choice("scope", scope, ("trie", "vocab"))
     rows = _validate.integer("tokens_per_call", tokens_per_call, 1, 2**31 - 1)
     prefixes = Prefixes.of(trie, None if item_filter is None else filter_from(trie, item_filter))
@@ -119,17 +120,18 @@ def item_logprobs(
     Items that share a sequence have all of its probability each; an item with several sequences has their sum. With
     the ``item_filter`` of :func:`catalog_logprobs` only the items that it leaves are there.
     """
-    _, _, items, indptr = trie.to_sequences()
+    _validate.trie("trie", trie)
+    _, _, items, indptr = trie._core.to_sequences(False)
     if logprobs.ndim != 2 or logprobs.shape[1] != trie.num_sequences:
         raise ValueError(f"logprobs has shape {logprobs.shape}, expected [B, {trie.num_sequences}]")
     leaf = np.repeat(np.arange(trie.num_sequences), np.diff(indptr))
     order = np.argsort(items, kind="stable")
     if item_filter is not None:
-        order = order[np.isin(items[order], filter_from(trie, item_filter).items_below(trie.root))]
+        order = order[np.isin(items[order], filter_from(trie, item_filter)._core.items_below(trie.root))]
     ids, starts = np.unique(items[order], return_index=True)
     if not ids.size:
-        return ids, np.empty((logprobs.shape[0], 0))
-    return ids, np.logaddexp.reduceat(logprobs[:, leaf[order]], starts, axis=1)
+        return trie._named(ids), np.empty((logprobs.shape[0], 0))
+    return trie._named(ids), np.logaddexp.reduceat(logprobs[:, leaf[order]], starts, axis=1)
 
 
 def _scored(

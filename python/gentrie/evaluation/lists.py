@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _validate
+from gentrie._item_names import refuse_item_names
 from gentrie.evaluation.ranking import Int64Array, check_recommended, first_occurrences
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def resolve_lists(trie: TokenTrie, sequences: Sequence[Sequence[Sequence[int]]],
 
     The smallest item id of each sequence, -2 where the catalog lacks it, -1 behind the last. End tokens are optional.
     """
+    _validate.trie("trie", trie)
+    refuse_item_names(trie, "resolve_lists")
     k = _validate.integer("k", k, 1, 2**31 - 1)
     ids = np.full((len(sequences), k), NOTHING, dtype=np.int64)
     for user, given in enumerate(sequences):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _validate
+from gentrie._item_names import refuse_item_names
 from gentrie.evaluation.prefixes import allowed_sequences
 from gentrie.evaluation.ranking import Int64Array, Targets, check_recommended, flat_targets
 
@@ -86,6 +87,7 @@ def pruning(
     ValueError, TypeError
         For shapes that do not fit, and a target that the catalog lacks.
     """
+    _validate.trie("trie", trie)
     rows = check_recommended(recommended, k)
     if logprobs.shape != (rows.shape[0], trie.num_sequences):
         raise ValueError(f"logprobs has shape {logprobs.shape}, expected {(rows.shape[0], trie.num_sequences)}")
@@ -108,6 +110,7 @@ def pruning(
 def leaves_of(items: Int64Array, trie: TokenTrie, name: str, item_filter: ItemFilter | None = None) -> Int64Array:
     """The first sequence of each item id that a filter leaves, in the order of ``trie.to_sequences()``, int64 [N];
     ValueError for an item without one."""
+    refuse_item_names(trie, name)
     _, _, ids, indptr = trie.to_sequences()
     leaf = np.repeat(np.arange(trie.num_sequences), np.diff(indptr))
     order = np.argsort(ids, kind="stable")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _validate
+from gentrie._item_names import refuse_item_names
 
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
@@ -76,6 +77,8 @@ def ranks(recommended: npt.NDArray[Any], targets: Targets, *, trie: TokenTrie | 
 
 def representatives(ids: npt.NDArray[Any], trie: TokenTrie) -> Int64Array:
     """The smallest item id with the same token sequence, for each id; ids outside the catalog stay as they are."""
+    _validate.trie("trie", trie)
+    refuse_item_names(trie, "a metric with trie=")
     _, _, items, indptr = trie.to_sequences()
     smallest = np.minimum.reduceat(items, indptr[:-1])
     order = np.argsort(items, kind="stable")

@@ -50,6 +50,7 @@ def target_token_ranks(
     ValueError, TypeError
         As :func:`catalog_logprobs`, and for a target that the catalog lacks or ``item_filter`` closes.
     """
+    _validate.trie("trie", trie)
     scope = _validate.choice("scope", scope, ("trie", "vocab"))
     prompts = inputs_embeds if inputs_embeds is not None else input_ids
     if prompts is None:

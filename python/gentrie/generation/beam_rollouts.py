@@ -55,6 +55,7 @@ def beam_rollouts(
     ValueError, TypeError
         For what :func:`beam_search` refuses.
     """
+    _validate.trie("trie", trie)
     found = beam_search(
         model,
         input_ids,

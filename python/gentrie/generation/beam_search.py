@@ -88,6 +88,7 @@ def beam_search(
         For values out of range, and what :class:`TreeDecoder` and filters refuse, and logits of valid tokens that
         are not numbers.
     """
+    _validate.trie("trie", trie)
     outside = item_scores is not None or lookahead_scores is not None
     penalty = (0.0 if outside else 1.0) if length_penalty is None else length_penalty
     stepper = BeamStepper(

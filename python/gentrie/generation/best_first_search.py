@@ -139,6 +139,7 @@ def best_first_search(
         For a length penalty or processors, and what :class:`TreeDecoder` and filters refuse, and logits of
         valid tokens that are not numbers.
     """
+    _validate.trie("trie", trie)
     if length_penalty != 0:
         raise ValueError(
             f"length_penalty={length_penalty}: scores divided by the length may rise along a path, so no prefix bounds "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from gentrie import _validate
 from gentrie.generation._beam_arguments import (
     check_beam_settings,
     is_sharded,
@@ -87,6 +88,7 @@ def trie_beam_search(
         other searches, scores and attentions of each step, prompts that are in the cache already; and what
         :func:`beam_search` refuses.
     """
+    _validate.trie("trie", trie)
     synced = kwargs.pop("synced_gpus", None)
     check_beam_settings(generation_config, stopping_criteria, trie)
     groups = getattr(generation_config, "num_beam_groups", None) or 1

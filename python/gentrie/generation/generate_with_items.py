@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from gentrie import _validate
 from gentrie.generation._generate_arguments import (
     check_settings,
     embedded_prompts,
@@ -89,6 +90,7 @@ def generate_with_items(
         recurrent and encoder-decoder models; a prompt that ends inside an item outside the catalog; a template that
         asks for more items than are left; NaN as the score of a token that an item may go on with.
     """
+    _validate.trie("trie", trie)
     if not hasattr(generation_config, "_pad_token_tensor"):  # not prepared by `generate`: go through it
         if kwargs.pop("synced_gpus", None):
             raise ValueError("synced_gpus=True: ranks call the model different numbers of times here")

@@ -71,6 +71,7 @@ def read_items(
         For an output of another kind or shape, numbers out of range, and a filter that does not fit the catalog or the
         number of prompts.
     """
+    _validate.trie("trie", trie)
     rows = _validate.int64_array("output", getattr(output, "sequences", output))
     each = _validate.integer("num_return_sequences", num_return_sequences, 1, 2**31 - 1)
     if rows.ndim != 2 or len(rows) % each:

@@ -85,6 +85,7 @@ def sample_items(
         For arguments out of range and what :class:`TreeDecoder` and filters refuse, and logits of valid tokens that
         are not numbers.
     """
+    _validate.trie("trie", trie)
     wanted = _validate.integer("num_samples", num_samples, 1, 2**31 - 1)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature} is outside (0, inf)")

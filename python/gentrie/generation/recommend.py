@@ -143,7 +143,7 @@ def _recommendations(result: Any) -> Iterator[Recommendation]:
     columns = [[[]] * len(columns[0]) if column is None else column for column in columns]
     for item_ids, scores, sequences, token_scores in zip(*columns, strict=True):
         yield Recommendation(
-            [[int(item) for item in same] for same in item_ids],
+            [[item if isinstance(item, str) else int(item) for item in same] for same in item_ids],
             [float(score) for score in scores],
             [[int(token) for token in tokens] for tokens in sequences],
             [[float(score) for score in own] for own in token_scores],

@@ -31,7 +31,7 @@ class Recommendation:
         The score of each of these tokens; empty where the search gives none.
     """
 
-    item_ids: list[list[int]]
+    item_ids: list[list[int | str]]
     scores: list[float]
     sequences: list[list[int]] = field(default_factory=list)
     token_scores: list[list[float]] = field(default_factory=list)

@@ -16,6 +16,7 @@ Int64Array = npt.NDArray[np.int64]
 
 PROMPT = -1
 MAX_BEAM_WIDTH = 512
+_MAX_LENGTH_PENALTY = 32  # of the longest sequence that a trie takes its power is a float64
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,22 @@ def make_rules(
     return BeamRules(
         width,
         _validate.choice("scope", scope, ("trie", "vocab")),
-        _finite("length_penalty", length_penalty),
+        _length_penalty(length_penalty),
         early_stopping,
         _validate.integer("max_length", max_length, 1, 2**31 - 1),
         groups,
         penalty,
     )
+
+
+def _length_penalty(value: Any) -> float:
+    penalty = _finite("length_penalty", value)
+    if abs(penalty) > _MAX_LENGTH_PENALTY:
+        raise ValueError(
+            f"length_penalty={penalty} is outside [-{_MAX_LENGTH_PENALTY}, {_MAX_LENGTH_PENALTY}]: scores divided by "
+            "length ** length_penalty would not be numbers"
+        )
+    return penalty
 
 
 def _finite(name: str, value: Any) -> float:

@@ -65,6 +65,7 @@ class BeamStepper:
         num_beam_groups: int = 1,
         diversity_penalty: float = 0.0,
     ) -> None:
+        _validate.trie("trie", trie)
         self._trie = trie
         longest = trie.max_depth if max_length is None else max_length
         self._defaults: dict[str, Any] = {

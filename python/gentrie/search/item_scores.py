@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _validate
+from gentrie._item_names import refuse_item_names
 from gentrie.trie import TokenTrie
 
 Float64Array = npt.NDArray[np.float64]
@@ -19,7 +20,7 @@ class CatalogLeaves:
 
     def __init__(self, trie: TokenTrie) -> None:
         self._trie = trie
-        _, _, self.item_ids, self.indptr = trie.to_sequences()
+        _, _, self.item_ids, self.indptr = trie._core.to_sequences(False)
         """int64 [items], by sequence, and int64 [sequences + 1]: where each sequence's begin."""
         self._known: dict[int, tuple[npt.NDArray[np.int32], Int64Array]] = {}
 
@@ -32,6 +33,7 @@ class CatalogLeaves:
         ValueError
             Naming the entry.
         """
+        refuse_item_names(self._trie, name)
         if _validate.is_tensor(scores):
             scores = scores.detach().double().cpu().numpy()
         array = np.asarray(scores)

@@ -157,7 +157,7 @@ def _check_device(name: str, tensor: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def _check_width(name: str, width: int, trie: TokenTrie | None) -> None:
-    if trie is not None and width < trie.vocab_size:
+    if trie is not None and width < _validate.trie("trie", trie).vocab_size:
         raise ValueError(f"{name} is {width} tokens wide, fewer than the trie's vocab_size={trie.vocab_size}")
     if width == 0:
         raise ValueError(f"{name} is 0 tokens wide")

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from gentrie import _validate
+from gentrie._item_names import refuse_item_names
 from gentrie.evaluation import hit_rate, ndcg
 from gentrie.generation.beam_search import beam_search
 from gentrie.generation.best_first_search import best_first_search
@@ -76,6 +77,7 @@ def beam_recommend(
     ValueError, TypeError
         For a list of filters that holds not one a prompt, an unknown search, and what the search refuses.
     """
+    refuse_item_names(_validate.trie("trie", trie), "beam_recommend")
     find = _search_of(num_items, preset, scope, length_penalty, search)
     made = make_filters(trie, item_filter)
     filters = [None if core is None else ItemFilter(core, trie, "") for core in made]
@@ -169,6 +171,7 @@ class RecommendationCallback(TrainerCallback):
         search: Search = "beam",
         item_filter: Any = None,
     ) -> None:
+        refuse_item_names(_validate.trie("trie", trie), "RecommendationCallback")
         own = {"preset": preset, "scope": scope, "length_penalty": length_penalty, "item_filter": item_filter}
         for name, value in {**own, "search": None if search == "beam" else search}.items():
             if recommend is not None and value is not None:
