@@ -44,7 +44,7 @@ class Titles(NamedTuple):
     titles
         N strings.
     item_ids
-        int64 [N]; None for row numbers.
+        int64 [N], or N strings; None for row numbers.
     places
         Where each title stands: ``line 3``, ``row 2``, ``key '17'``.
     id_source
@@ -54,7 +54,7 @@ class Titles(NamedTuple):
     """
 
     titles: list[str]
-    item_ids: npt.NDArray[np.int64] | None
+    item_ids: npt.NDArray[np.int64] | list[str] | None
     places: list[str]
     id_source: str
     skipped: int
@@ -64,7 +64,7 @@ class TokenRows(NamedTuple):
     """Tokens of each item of a file: ids, or strings as the tokenizer writes them; the rest as in :class:`Titles`."""
 
     rows: list[list[Any]]
-    item_ids: npt.NDArray[np.int64] | None
+    item_ids: npt.NDArray[np.int64] | list[str] | None
     places: list[str]
     id_source: str
 
@@ -109,8 +109,8 @@ def read_titles(
     title_field
         Key or column of the titles. Text has none.
     id_field
-        Key or column of the item ids, which must be integers; by default ``item_id`` where the file has it, else items
-        are numbered by row. Empty: number them.
+        Key or column of the item ids, which are integers or strings; by default ``item_id`` where the file has it, else
+        items are numbered by row. Empty: number them. Cells of CSV are integers where all of them are.
     delimiter
         Character between the cells of CSV; by default a comma, or a tab in TSV.
     header
@@ -131,7 +131,7 @@ def read_titles(
         For Parquet, if pyarrow is not installed.
     ValueError
         If the file is not of its format, holds no title, lacks a field, or a title is empty or not a string,
-        or an item id is not a 64-bit integer; names the line or row.
+        or item ids are neither 64-bit integers nor non-empty strings; names the line or row.
     """
     path = Path(path)
     derived = file_format is None
@@ -165,7 +165,7 @@ def read_titles(
             rows = _read_parquet(path, title_field, id_field)
         else:
             raise ValueError(f"file_format must be one of {', '.join(TITLE_FORMATS)}, got {file_format!r}")
-    return _collected(path, rows, skip_empty=skip_empty)
+    return _collected(path, rows, skip_empty=skip_empty, written=file_format in ("csv", "tsv"))
 
 
 def read_json(
@@ -203,7 +203,7 @@ def read_json(
     places = [f"key {_short(key)}" for key in content] if by_id else [f"entry {i}" for i in range(len(values))]
     id_source = "the keys of the JSON object"
     if by_id:
-        ids: list[Any] = [_integer(key) for key in content]
+        ids: list[Any] = list(content)
     else:
         field = _id_field_in(id_field, values[0] if isinstance(values[0], dict) else {})
         ids = [_field(path, place, v, field) if field else None for place, v in zip(places, values, strict=True)]
@@ -215,13 +215,13 @@ def read_json(
                 raise ValueError(
                     f"{path}, {place} must be a list of token ids, or of tokens as strings, got {_short(row)}"
                 )
-        checked = [_checked_item_id(i, f"{path}, {place}") for i, place in zip(ids, places, strict=True) if id_source]
-        return TokenRows(values, np.array(checked, dtype=np.int64) if id_source else None, places, id_source)
+        return TokenRows(values, _item_ids(path, ids, places, written=by_id) if id_source else None, places, id_source)
     titles = [
         _field(path, place, value, title_field) if isinstance(value, dict) else value
         for place, value in zip(places, values, strict=True)
     ]
-    return _collected(path, (id_source, zip(places, titles, ids, strict=True)), skip_empty=skip_empty)
+    rows = zip(places, titles, ids, strict=True)
+    return _collected(path, (id_source, rows), skip_empty=skip_empty, written=by_id)
 
 
 def read_array(path: str | os.PathLike[str], *, name: str, dimensions: int) -> npt.NDArray[np.integer[Any]]:
@@ -260,7 +260,7 @@ def read_array(path: str | os.PathLike[str], *, name: str, dimensions: int) -> n
 _Rows = tuple[str, Iterator[tuple[str, Any, Any]]]
 
 
-def _collected(path: Path, found: _Rows, *, skip_empty: bool) -> Titles:
+def _collected(path: Path, found: _Rows, *, skip_empty: bool, written: bool) -> Titles:
     id_source, rows = found
     titles, places, item_ids, numbers, skipped = [], [], [], [], 0
     for number, (place, title, item_id) in enumerate(rows):
@@ -274,11 +274,11 @@ def _collected(path: Path, found: _Rows, *, skip_empty: bool) -> Titles:
         places.append(place)
         numbers.append(number)
         if id_source:
-            item_ids.append(_checked_item_id(item_id, f"{path}, {place}"))
+            item_ids.append(item_id)
     if not titles:
         raise ValueError(f"{path} holds no title")
     if id_source:
-        return Titles(titles, np.array(item_ids, dtype=np.int64), places, id_source, skipped)
+        return Titles(titles, _item_ids(path, item_ids, places, written=written), places, id_source, skipped)
     return Titles(titles, np.array(numbers) if skipped else None, places, "row numbers, from 0", skipped)
 
 
@@ -356,7 +356,7 @@ def _read_csv(
         for place, row in rows:
             if len(row) != width:
                 raise ValueError(f"{path}, {place} has {len(row)} cells, the first line {width}")
-            yield place, row[title_column], _integer(row[id_column]) if id_column is not None else None
+            yield place, row[title_column], row[id_column] if id_column is not None else None
 
     return id_source if id_column is not None else "", checked()
 
@@ -503,17 +503,18 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
-def _integer(cell: str) -> int | str:
-    """The integer that a cell of CSV writes; one that would not be written back the same stays text."""
-    return int(cell) if re.fullmatch(r"0|-?[1-9][0-9]{0,19}", cell) else cell
-
-
-def _checked_item_id(value: Any, place: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(
-            f"{place}: item ids must be integers, got {_short(value)}; number the items (--id-field '') and "
-            "keep their names in a list of your own"
-        )
-    if not _INT64.min <= value <= _INT64.max:
-        raise ValueError(f"{place}: item id {_short(value)} does not fit in 64 bits")
-    return value
+def _item_ids(path: Path, ids: list[Any], places: list[str], *, written: bool) -> npt.NDArray[np.int64] | list[str]:
+    """Item ids, checked; ``written``: they are text, read as integers where all of them would be written back so."""
+    if written and all(re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) for text in ids):
+        ids = list(map(int, ids))
+    kind: Any = str if isinstance(ids[0], str) else int
+    for value, place in zip(ids, places, strict=True):
+        if type(value) is not kind or value == "":
+            first = "" if place == places[0] or value == "" else f" ({places[0]} has {_short(ids[0])})"
+            raise ValueError(
+                f"{path}, {place}: item ids must be integers, got {_short(value)}, or all of them strings{first}; "
+                "--id-field '' numbers the items by row"
+            )
+        if kind is int and not _INT64.min <= value <= _INT64.max:
+            raise ValueError(f"{path}, {place}: item id {_short(value)} does not fit in 64 bits")
+    return ids if kind is str else np.array(ids, dtype=np.int64)

@@ -28,6 +28,7 @@ RECORD_KEY = "tokenizer_texts"
 """Metadata key of the record."""
 
 _CHUNK = 4096
+_BLOCK = 1 << 20
 _PAIR_BITS = 16  # 3,720 pairs in 14,172 English titles set 6% of the bits
 _ODD = 0x9E3779B97F4A7C15
 
@@ -118,7 +119,8 @@ def record_texts(
         chunk = texts[start : start + _CHUNK]
         digests.append(_digests(chunk))
         for form in _forms(adapter, [context + text for text in chunk]):
-            pairs[_hashes(form)] = True
+            for begin in range(0, len(form), _BLOCK):  # a title may have millions of characters
+                pairs[_hashes(form[begin : begin + _BLOCK + 1])] = True
     context_ids, context_digest = _context(adapter, context)
     record = TextRecord(_digest_of(digests), pairs, (), context_digest, adapter.unknown_token_id())
     used = {*map(int, token_ids), *context_ids}

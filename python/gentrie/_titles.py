@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ def named(titles: Sequence[str], row: int) -> str:
 
 
 def refuse_title_collisions(
-    trie: TokenTrie, titles: Sequence[str], item_ids: npt.NDArray[np.int64] | None, unknown_token_id: int | None
+    trie: TokenTrie, titles: Sequence[str], item_ids: npt.NDArray[Any] | None, unknown_token_id: int | None
 ) -> None:
     """Raise for the first sequence that stands for several items.
 
@@ -44,7 +44,7 @@ def refuse_title_collisions(
     titles
         One an item.
     item_ids
-        int64 [N], or None for the row numbers.
+        [N] integers or strings, or None for the row numbers.
     unknown_token_id
         Token of characters that the tokenizer lacks, or None.
     """

@@ -110,25 +110,32 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, content: str | bytes, 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("B00X4WHP5E", "item ids must be integers, got 'B00X4WHP5E'; number the items"),
-        ("7", "item ids must be integers, got '7'"),
+        ("7", r"item ids must be integers, got '7', or all of them strings \(line 1 has 3\)"),
         (1.0, "item ids must be integers, got 1.0"),
         (True, "item ids must be integers, got True"),
         (None, "item ids must be integers, got None"),
         (2**63, f"item id {2**63} does not fit in 64 bits"),
     ],
 )
-def test_item_ids_that_are_not_integers_are_refused(tmp_path: Path, value: Any, message: str) -> None:
+def test_item_ids_that_are_neither_integers_nor_strings_are_refused(tmp_path: Path, value: Any, message: str) -> None:
     lines = [{"title": "a", "id": 3}, {"title": "b", "id": value}]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match=f"a.jsonl, line 2: {message}"):
         read_titles(path, id_field="id")
 
 
-@pytest.mark.parametrize("cell", ["B00X4WHP5E", "007", "1.0", "", " 7", "1_000", "-0"])
-def test_cells_that_are_not_plain_integers_are_refused(tmp_path: Path, cell: str) -> None:
+@pytest.mark.parametrize("cell", ["B00X4WHP5E", "007", "1.0", " 7", "1_000", "-0", "9" * 20])
+def test_cells_are_strings_where_one_is_no_plain_integer(tmp_path: Path, cell: str) -> None:
     path = write_csv(tmp_path / "a.csv", [["title", "id"], ["a", "3"], ["b", cell]])
-    with pytest.raises(ValueError, match=r"a\.csv, line 3: item ids must be integers"):
+    assert read_titles(path, id_field="id").item_ids == ["3", cell]
+
+
+def test_empty_item_ids_are_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [["title", "id"], ["a", "B00X4"], ["b", ""]])
+    with pytest.raises(ValueError, match=r"a\.csv, line 3: item ids must be integers, got ''"):
+        read_titles(path, id_field="id")
+    path = write(tmp_path / "a.jsonl", '{"title": "a", "id": "B00X4"}\n{"title": "b", "id": 5}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: .* got 5, or all of them strings"):
         read_titles(path, id_field="id")
 
 
@@ -152,8 +159,8 @@ def test_parquet_columns(tmp_path: Path) -> None:
         read_titles(path)
     with pytest.raises(ValueError, match=r"row 1: the title must be a non-empty string, got None"):
         read_titles(path, title_field="name")
-    with pytest.raises(ValueError, match=r"row 0: item ids must be integers, got 'x'"):
-        read_titles(path, title_field="name", id_field="id")
+    parquet.write_table(pyarrow.table({"name": ["a", "b"], "id": ["x", "y"]}), path)
+    assert read_titles(path, title_field="name", id_field="id").item_ids == ["x", "y"]
     with pytest.raises(FileNotFoundError):
         read_titles(tmp_path / "none.parquet")
 

@@ -63,7 +63,18 @@ def trie_file(tmp_path: Path) -> Path:
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"gentrie {gentrie.__version__}\n"
     text = run("--help").stdout
-    for command in ("build", "inspect", "verify", "diff", "demo", "warmup", "bench", "gpu-check", "collect-env"):
+    for command in (
+        "build",
+        "inspect",
+        "lookup",
+        "verify",
+        "diff",
+        "demo",
+        "warmup",
+        "bench",
+        "gpu-check",
+        "collect-env",
+    ):
         assert command in text
         assert run(command, "--help").stdout.startswith("Usage: ")
     assert "table-a2" in run("bench", "--help").stdout
@@ -78,7 +89,7 @@ def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
 
 def test_as_a_process(tmp_path: Path, trie_file: Path) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "gentrie.cli", *arguments]
+        command = [sys.executable, "-m", "gentrie", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
 
     done = call("verify", trie_file.name)
@@ -216,9 +227,9 @@ def test_build_refuses_bad_input_and_writes_nothing(tmp_path: Path, tokenizer_fo
     assert "none.txt" in refused(tmp_path / "none.txt", *common)
     (tmp_path / "blank.txt").write_text("red\n\nblue\n")
     assert "blank.txt, line 2: the title must be a non-empty string" in refused(tmp_path / "blank.txt", *common)
-    (tmp_path / "x.jsonl").write_text('{"title": "red", "id": "B00X4WHP5E"}\n')
+    (tmp_path / "x.jsonl").write_text('{"title": "red", "id": 1.5}\n')
     advice = refused(tmp_path / "x.jsonl", "--id-field", "id", *common)
-    assert "item ids must be integers, got 'B00X4WHP5E'; number the items" in advice
+    assert "item ids must be integers, got 1.5, or all of them strings; --id-field '' numbers the items" in advice
     (tmp_path / "x.doc").write_text("red\n")
     assert "unknown ending '.doc'" in refused(tmp_path / "x.doc", *common)
     assert "titles need --tokenizer" in refused(good, "-o", output)
@@ -445,6 +456,41 @@ def test_diff_compares_the_settings_of_titles(tmp_path: Path) -> None:
     assert settings("new", titles, "box") == ["tokenizer"]
     assert settings("new", titles, template='"{title}"') == ["template"]
     assert settings("new", titles, context="\n") == ["context"]
+
+
+def test_diff_of_string_ids(trie_file: Path, tmp_path: Path) -> None:
+    old = saved(tmp_path / "old", SEQUENCES, item_ids=["a", "b", "c", "d", "e"])
+    new = saved(tmp_path / "new", SEQUENCES, item_ids=["a", "c", "b", "d", "f\x1b"])
+    found = json.loads(run("diff", old, new, "--json", code=1).stdout)
+    assert found == {"added": ["f\x1b"], "removed": ["e"], "changed": ["b", "c"], "settings": []}
+    assert "\x1b" not in run("diff", old, new, code=1).stdout
+    run("diff", old, old)
+    assert json.loads(run("diff", trie_file, old, "--json", code=1).stdout)["settings"] == ["item_ids"]
+
+
+# ------------------------------------------------------------------------------------------------ lookup
+
+
+def test_lookup(trie_file: Path, tmp_path: Path, tokenizer_folder: Path) -> None:
+    assert run("lookup", trie_file, "6 2 3").stdout == "3\n4\n"
+    assert json.loads(run("lookup", trie_file, "1,2,4,0", "--json").stdout) == {"items": [1], "tokens": [1, 2, 4, 0]}
+    missing = run("lookup", trie_file, "1 2 9", code=1)
+    assert (missing.stdout, missing.stderr) == (
+        "",
+        "gentrie: no such item: 2 of its 3 tokens are in the catalog: [1, 2, 9]\n",
+    )
+    assert "ITEM must be token ids such as '5 17 3', or a title with --tokenizer" in error("lookup", trie_file, "red")
+
+    titles = tmp_path / "titles"
+    TokenTrie.from_titles(
+        ["red box", "blue"], fast_tokenizer(), end_token_id=0, item_ids=["B1", "B2"], template='"{title}"', context="\n"
+    ).save(titles)
+    tokenizer = tokenizer_folder / "tokenizer.json"
+    assert run("lookup", titles, "red box", "--tokenizer", tokenizer).stdout == "B1\n"
+    assert "no such item" in run("lookup", titles, "red", "--tokenizer", tokenizer, code=1).stderr
+
+
+# ------------------------------------------------------------------------------------------------ diff
 
 
 def test_diff_lists_few_of_many(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line ``gentrie``: build, inspect, verify, diff, demo, warmup, bench, gpu-check, collect-env.
+"""The command line ``gentrie``: build, inspect, lookup, verify, diff, demo, warmup, bench, gpu-check, collect-env.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 success; 1 the command failed, or found
 what it looks for (``verify``, ``diff``); 2 the command line or its input is wrong.
@@ -19,6 +19,7 @@ from gentrie.cli.demo import demo
 from gentrie.cli.diff import diff
 from gentrie.cli.gpu_check import gpu_check
 from gentrie.cli.inspect import inspect
+from gentrie.cli.lookup import lookup
 from gentrie.cli.verify import verify
 from gentrie.cli.warmup import warmup
 
@@ -76,6 +77,7 @@ def _options(
 
 app.command()(build)
 app.command()(inspect)
+app.command()(lookup)
 app.command()(verify)
 app.command()(diff)
 app.command()(demo)

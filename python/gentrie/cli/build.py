@@ -71,8 +71,8 @@ def build(
     id_field: Annotated[
         str | None,
         typer.Option(
-            help="Titles: key or column of integer item ids; default 'item_id' where INPUT has it, else the row "
-            "number, from 0. '': always the row number."
+            help="Titles: key or column of item ids, integers or strings; default 'item_id' where INPUT has it, else "
+            "the row number, from 0. '': always the row number."
         ),
     ] = None,
     delimiter: Annotated[
@@ -213,6 +213,8 @@ def build(
                     progress=show,
                 )
         id_source = found.id_source or "row numbers, from 0"
+        if isinstance(found.item_ids, list):
+            id_source += ", strings"
     for key in stored.keys() & trie.metadata.keys():
         raise ValueError(f"--metadata {key!r} is a key that gentrie fills itself")
     with _errors_name_options():
@@ -394,14 +396,15 @@ def _parsed_bytes(text: str) -> int:
 def _print_collisions(trie: TokenTrie, titles: Titles | None) -> None:
     """One line a shared sequence: its items with their titles, or the tokens where there are no titles."""
     values, indptr, item_ids, item_indptr = trie.collisions()
-    by_id: dict[int, str] = {}
+    by_id: dict[Any, str] = {}
     if titles is not None:
-        ids = range(len(titles.titles)) if titles.item_ids is None else titles.item_ids.tolist()
-        by_id = dict(zip(ids, titles.titles, strict=True))
+        by_id = dict(
+            zip(range(len(titles.titles)) if titles.item_ids is None else titles.item_ids, titles.titles, strict=True)
+        )
     for row, (begin, end) in enumerate(pairwise(item_indptr)):
         items = item_ids[begin:end].tolist()
         if by_id:
-            typer.echo("; ".join(f"item {item}: {by_id[item]!r}" for item in items))
+            typer.echo("; ".join(f"item {printable(str(item))}: {by_id[item]!r}" for item in items))
         else:
             tokens = " ".join(map(str, values[indptr[row] : indptr[row + 1]]))
             typer.echo(f"items {', '.join(map(str, items))}: tokens {tokens}")

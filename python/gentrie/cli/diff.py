@@ -6,13 +6,14 @@ import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import typer
 
 from gentrie._text_record import tokenizers_agree
+from gentrie.cli._messages import printable
 
 if TYPE_CHECKING:
     from gentrie import TokenTrie
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _LISTED = 10
 
 _Ints = npt.NDArray[np.int64]
+_Ids = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class CatalogDifference:
     added, removed, changed
         Item ids, ascending: only in the new trie; only in the old one; in both with other sequences.
     settings
-        Names of what else differs: ``vocab_size``, ``end_token_id``, ``tokenizer``, ``template``, ``context``.
+        Names of what else differs: ``vocab_size``, ``end_token_id``, ``tokenizer``, ``template``, ``context``,
+        ``item_ids`` (integers in one trie, strings in the other).
     """
 
-    added: list[int]
-    removed: list[int]
-    changed: list[int]
+    added: list[Any]
+    removed: list[Any]
+    changed: list[Any]
     settings: list[str]
 
     def __bool__(self) -> bool:
@@ -48,6 +51,9 @@ class CatalogDifference:
         numbers: dict[bytes, int] = {}
         old_items, old_sequences = _pairs(old, numbers)
         new_items, new_sequences = _pairs(new, numbers)
+        kinds_differ = old_items.dtype != new_items.dtype
+        if kinds_differ:
+            old_items, new_items = (np.array([str(i) for i in ids], dtype=object) for ids in (old_items, new_items))
         items = np.unique(np.concatenate([old_items, new_items]))
         # One integer a pair: sorting records would take most of the time.
         old_keys = np.searchsorted(items, old_items) * len(numbers) + old_sequences
@@ -60,6 +66,7 @@ class CatalogDifference:
             "end_token_id": old.end_token_id != new.end_token_id,
             "tokenizer": not tokenizers_agree((before, old.vocabulary), (after, new.vocabulary)),
             **{name: before.get(name) != after.get(name) for name in ("template", "context")},
+            "item_ids": kinds_differ,
         }
         return cls(
             added=np.setdiff1d(new_items, old_items).tolist(),
@@ -96,8 +103,8 @@ def diff(
         typer.echo(json.dumps(asdict(difference)))
     else:
         for name in ("added", "removed", "changed"):
-            ids: list[int] = getattr(difference, name)
-            listed = ", ".join(map(str, ids[:_LISTED])) + (", ..." if len(ids) > _LISTED else "")
+            ids: list[Any] = getattr(difference, name)
+            listed = printable(", ".join(map(str, ids[:_LISTED]))) + (", ..." if len(ids) > _LISTED else "")
             typer.echo(f"{name:<8} {len(ids):>12,}  {listed}".rstrip())
         if difference.settings:
             typer.echo(f"different settings: {', '.join(difference.settings)}")
@@ -125,7 +132,7 @@ def _failures(difference: CatalogDifference, max_removed: int | None, max_change
     return failures
 
 
-def _pairs(trie: TokenTrie, numbers: dict[bytes, int]) -> tuple[_Ints, _Ints]:
+def _pairs(trie: TokenTrie, numbers: dict[bytes, int]) -> tuple[_Ids, _Ints]:
     """Return the items of a trie and the numbers of their sequences; the tries compared share ``numbers``."""
     values, indptr, item_ids, item_indptr = trie.to_sequences()
     content, bounds = values.tobytes(), (indptr * values.itemsize).tolist()

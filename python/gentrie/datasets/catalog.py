@@ -88,6 +88,8 @@ class Catalog:
         """
         path = Path(path)
         found = read_titles(path, file_format="jsonl", id_field="item_id")
+        if isinstance(found.item_ids, list):
+            raise ValueError(f"{path}, {found.places[0]}: item ids must be integers, got {found.item_ids[0]!r}")
         return cls(name or path.resolve().parent.name, found.titles, found.item_ids)
 
     def train_tokenizer(self, vocab_size: int = tokenizer.VOCAB_SIZE, *, progress: bool = False) -> Any:

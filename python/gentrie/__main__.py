@@ -1,0 +1,5 @@
+"""``python -m gentrie``: the command line."""
+
+from gentrie.cli import main
+
+main()
