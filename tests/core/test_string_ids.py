@@ -143,6 +143,20 @@ def test_semantic_ids_with_suffixes():
         TokenTrie.from_semantic_ids(codes, token_ids=(5, 4), vocab_size=40, item_ids=ids, on_collision="error")
 
 
+def test_titles_with_metadata():
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="c")
+    tokenizer, options = tokenizers.Tokenizer(model), {"item_ids": ["z", "y", "x"], "metadata": {"codebook": "v7"}}
+    trie = TokenTrie.from_titles(["a", "b", "c"], tokenizer, **options)
+    assert trie.resolve([1]).tolist() == ["y"]
+    assert trie.metadata["codebook"] == "v7"
+    assert trie.metadata["template"] == "{title}"
+    with pytest.raises(ValueError, match=r"metadata\['template'\]: this key is set by gentrie"):
+        TokenTrie.from_titles(["a"], tokenizer, metadata={"template": "x"})
+    with pytest.raises(ValueError, match=r"titles\[1\]='d' and titles\[0\]='c'"):
+        TokenTrie.from_titles(["c", "d", "a"], tokenizer, on_collision="error", **options)
+
+
 def test_searches_return_them():
     torch = pytest.importorskip("torch")
     from gentrie.generation import BeamStepper
