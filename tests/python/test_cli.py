@@ -101,6 +101,11 @@ def test_as_a_process(tmp_path: Path, trie_file: Path) -> None:
     assert failed.stderr.startswith("gentrie: ")
     assert failed.stderr.count("\n") == 1
 
+    # A closed stdout, where results would be lost without a word.
+    closed = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "gentrie", "verify", trie_file.name]
+    done = subprocess.run(closed, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "gentrie: stdout is closed\n")
+
     debugged = call("--debug", "verify", "none.safetensors")
     assert debugged.returncode != 0
     assert "Traceback" in debugged.stderr

@@ -6,6 +6,7 @@ what it looks for (``verify``, ``diff``); 2 the command line or its input is wro
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -92,4 +93,8 @@ app.add_typer(_bench, name="bench")
 
 def main() -> None:
     """Run the command line; the entry point of ``gentrie``."""
+    if sys.stdout is None:  # closed by the caller: results would be lost with exit code 0
+        if sys.stderr is not None:
+            sys.stderr.write("gentrie: stdout is closed\n")
+        sys.exit(1)
     app()
