@@ -83,7 +83,8 @@ void bind_matcher(py::module_& module) {
          std::int64_t row_stride, const InputArray<std::int64_t>& rows, int num_threads) {
         const std::int64_t* row = rows.data();
         const py::gil_scoped_release no_gil;
-        fill_bitmasks(matchers, at_address<std::int32_t>(bitmask), num_words, row_stride, row, num_threads);
+        fill_bitmasks(matchers, at_address<std::int32_t>(bitmask), num_words, row_stride, row, num_threads,
+                      signal_poll());
       },
       arg("matchers"), arg("bitmask"), arg("num_words"), arg("row_stride"), arg("rows"), arg("num_threads"));
 }
@@ -183,9 +184,14 @@ void bind_constraint(py::module_& module) {
         const std::int64_t* row = rows.data();
         const auto num_rows = static_cast<std::uint64_t>(rows.size());
         const py::gil_scoped_release no_gil;
-        apply_bitmask({at_address<void>(logits), width, logits_stride, itemsize, minus_infinity,
-                       at_address<const std::int32_t>(bitmask), num_words, bitmask_stride, vocab_size},
-                      row, num_rows);
+        constexpr std::uint64_t kRowsPerPoll = 64;
+        const Poll poll = signal_poll();
+        for (std::uint64_t first = 0; first < num_rows; first += kRowsPerPoll) {
+          apply_bitmask({at_address<void>(logits), width, logits_stride, itemsize, minus_infinity,
+                         at_address<const std::int32_t>(bitmask), num_words, bitmask_stride, vocab_size},
+                        row + first, std::min(kRowsPerPoll, num_rows - first));
+          poll();
+        }
       },
       arg("logits"), arg("width"), arg("logits_stride"), arg("itemsize"), arg("minus_infinity"), arg("bitmask"),
       arg("num_words"), arg("bitmask_stride"), arg("vocab_size"), arg("rows"));

@@ -30,7 +30,7 @@ py::array_t<bool> allowed_sequences(const ItemFilter& filter) {
   bool* next = allowed.mutable_data();
   const py::gil_scoped_release no_gil;
   filter.trie().for_each_sequence(
-      [&](std::uint32_t leaf, const std::vector<Token>&) { *next++ = filter.allows_leaf(leaf); });
+      [&](std::uint32_t leaf, const std::vector<Token>&) { *next++ = filter.allows_leaf(leaf); }, signal_poll());
   return allowed;
 }
 
@@ -51,11 +51,11 @@ py::array_t<std::int64_t> items_below(const ItemFilter& filter, State state) {
     const TrieView& view = filter.trie().view();
     check_states(view, &state, 1);
     const LeafRange leaves = state < 0 ? LeafRange{} : view.leaves_below(state);
-    for (std::uint32_t leaf = leaves.begin; leaf < leaves.end; ++leaf) {
-      const auto [begin, end] = view.items_of_leaf(leaf);
-      for (std::uint64_t entry = begin; entry < end; ++entry) {
-        if (filter.allows_entry(entry)) items.push_back(view.item_id(entry));
-      }
+    const auto [begin, end] = view.items_of_leaves(leaves);
+    const Poll poll = signal_poll();
+    for (std::uint64_t entry = begin; entry < end; ++entry) {
+      if (filter.allows_entry(entry)) items.push_back(view.item_id(entry));
+      if (entry % kItemsPerPoll == 0) poll();
     }
   }
   return to_array(std::move(items));
@@ -67,8 +67,7 @@ py::tuple next_tokens(const ItemFilter& filter, const InputArray<State>& states)
   const auto count = static_cast<std::uint64_t>(states.size());
   {
     const py::gil_scoped_release no_gil;
-    check_states(filter.trie().view(), states.data(), count);
-    next_tokens_batch(filter, states.data(), count, &tokens, &indptr);
+    next_tokens_batch(filter, states.data(), count, &tokens, &indptr, signal_poll());
   }
   return py::make_tuple(to_array(std::move(tokens)), to_array(std::move(indptr)));
 }
@@ -78,8 +77,7 @@ py::array_t<std::int64_t> num_sequences_below(const ItemFilter& filter, const In
   std::int64_t* out = counts.mutable_data();
   const auto count = static_cast<std::uint64_t>(states.size());
   const py::gil_scoped_release no_gil;
-  check_states(filter.trie().view(), states.data(), count);
-  count_below(filter, states.data(), count, out);
+  count_below(filter, states.data(), count, out, signal_poll());
   return counts;
 }
 
@@ -93,7 +91,8 @@ void bind_filter(py::module_& module) {
           "from_item_ids",
           [](std::shared_ptr<Trie> trie, const InputArray<std::int64_t>& ids) {
             const py::gil_scoped_release released;
-            return unconst(ItemFilter::from_item_ids(trie, ids.data(), static_cast<std::uint64_t>(ids.size())));
+            return unconst(
+                ItemFilter::from_item_ids(trie, ids.data(), static_cast<std::uint64_t>(ids.size()), signal_poll()));
           },
           arg("trie"), arg("item_ids"))
       .def_static(
@@ -101,7 +100,8 @@ void bind_filter(py::module_& module) {
           [](std::shared_ptr<Trie> trie, const InputArray<bool>& mask, int num_threads) {
             const py::gil_scoped_release released;
             return unconst(ItemFilter::from_mask(trie, reinterpret_cast<const std::uint8_t*>(mask.data()),
-                                                 static_cast<std::uint64_t>(mask.size()), threads_of(num_threads)));
+                                                 static_cast<std::uint64_t>(mask.size()), threads_of(num_threads),
+                                                 signal_poll()));
           },
           arg("trie"), arg("mask"), arg("num_threads"))
       .def_static(
@@ -109,25 +109,30 @@ void bind_filter(py::module_& module) {
           [](std::shared_ptr<Trie> trie, const InputArray<bool>& mask, int num_threads) {
             const py::gil_scoped_release released;
             return unconst(ItemFilter::from_leaf_order(trie, reinterpret_cast<const std::uint8_t*>(mask.data()),
-                                                       static_cast<std::uint64_t>(mask.size()),
-                                                       threads_of(num_threads)));
+                                                       static_cast<std::uint64_t>(mask.size()), threads_of(num_threads),
+                                                       signal_poll()));
           },
           arg("trie"), arg("mask"), arg("num_threads"))
       .def(
           "deny",
           [](const ItemFilter& filter, const InputArray<std::int64_t>& ids) {
             const py::gil_scoped_release released;
-            return unconst(filter.deny(ids.data(), static_cast<std::uint64_t>(ids.size())));
+            return unconst(filter.deny(ids.data(), static_cast<std::uint64_t>(ids.size()), signal_poll()));
           },
           arg("item_ids"))
       .def(
-          "complement", [](const ItemFilter& filter) { return unconst(~filter); }, no_gil)
+          "complement", [](const ItemFilter& filter) { return unconst(filter.complement(signal_poll())); }, no_gil)
       .def(
-          "intersection", [](const ItemFilter& a, const ItemFilter& b) { return unconst(a & b); }, arg("other"), no_gil)
+          "intersection",
+          [](const ItemFilter& a, const ItemFilter& b) { return unconst(a.intersection(b, signal_poll())); },
+          arg("other"), no_gil)
       .def(
-          "union", [](const ItemFilter& a, const ItemFilter& b) { return unconst(a | b); }, arg("other"), no_gil)
+          "union", [](const ItemFilter& a, const ItemFilter& b) { return unconst(a.union_with(b, signal_poll())); },
+          arg("other"), no_gil)
       .def(
-          "difference", [](const ItemFilter& a, const ItemFilter& b) { return unconst(a - b); }, arg("other"), no_gil)
+          "difference",
+          [](const ItemFilter& a, const ItemFilter& b) { return unconst(a.difference(b, signal_poll())); },
+          arg("other"), no_gil)
       .def_property_readonly("num_items", &ItemFilter::num_items)
       .def_property_readonly("num_sequences", &ItemFilter::num_sequences)
       .def_property_readonly("nbytes", &ItemFilter::nbytes)

@@ -35,12 +35,6 @@ SequenceSource as_source(const py::array& values, const std::optional<InputArray
   return source;
 }
 
-/// Lets Ctrl-C stop what runs without the GIL.
-void check_signals() {
-  const py::gil_scoped_acquire gil;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
 BuildOptions as_options(std::int64_t vocab_size, std::int64_t end_token_id, int num_threads, std::uint64_t memory_limit,
                         const py::object& progress) {
   BuildOptions options;
@@ -133,9 +127,12 @@ py::array_t<std::int64_t> items_of(const TrieView& view, LeafRange leaves) {
   std::vector<std::int64_t> items;
   {
     const py::gil_scoped_release no_gil;
-    for (std::uint32_t leaf = leaves.begin; leaf < leaves.end; ++leaf) {
-      const auto [begin, end] = view.items_of_leaf(leaf);
-      for (std::uint64_t entry = begin; entry < end; ++entry) items.push_back(view.item_id(entry));
+    const auto [begin, end] = view.items_of_leaves(leaves);
+    items.reserve(end - begin);
+    const Poll poll = signal_poll();
+    for (std::uint64_t entry = begin; entry < end; ++entry) {
+      items.push_back(view.item_id(entry));
+      if (entry % kItemsPerPoll == 0) poll();
     }
   }
   return to_array(std::move(items));
@@ -155,14 +152,15 @@ py::tuple to_sequences(const Trie& trie, bool only_shared) {
   std::vector<std::int64_t> indptr{0}, items, item_indptr{0};
   {
     const py::gil_scoped_release no_gil;
-    trie.for_each_sequence([&](std::uint32_t leaf, const std::vector<Token>& tokens) {
+    const auto append = [&](std::uint32_t leaf, const std::vector<Token>& tokens) {
       const auto [begin, end] = view.items_of_leaf(leaf);
       if (only_shared && end - begin < 2) return;
       values.insert(values.end(), tokens.begin(), tokens.end());
       indptr.push_back(static_cast<std::int64_t>(values.size()));
       for (std::uint64_t entry = begin; entry < end; ++entry) items.push_back(view.item_id(entry));
       item_indptr.push_back(static_cast<std::int64_t>(items.size()));
-    });
+    };
+    trie.for_each_sequence(append, signal_poll());
   }
   return py::make_tuple(to_array(std::move(values)), to_array(std::move(indptr)), to_array(std::move(items)),
                         to_array(std::move(item_indptr)));
@@ -173,9 +171,8 @@ py::array_t<State> advance_states(const Trie& trie, const InputArray<State>& sta
   py::array_t<State> out(states.size());
   State* target = out.mutable_data();
   const py::gil_scoped_release no_gil;
-  check_states(trie.view(), states.data(), static_cast<std::uint64_t>(states.size()));
   advance_batch(trie.view(), states.data(), tokens.data(), target, static_cast<std::uint64_t>(states.size()),
-                num_threads);
+                num_threads, signal_poll());
   return out;
 }
 
@@ -184,8 +181,8 @@ py::tuple next_tokens(const Trie& trie, const InputArray<State>& states) {
   std::vector<std::int64_t> indptr;
   {
     const py::gil_scoped_release no_gil;
-    check_states(trie.view(), states.data(), static_cast<std::uint64_t>(states.size()));
-    next_tokens_batch(trie.view(), states.data(), static_cast<std::uint64_t>(states.size()), &tokens, &indptr);
+    next_tokens_batch(trie.view(), states.data(), static_cast<std::uint64_t>(states.size()), &tokens, &indptr,
+                      signal_poll());
   }
   return py::make_tuple(to_array(std::move(tokens)), to_array(std::move(indptr)));
 }
@@ -198,7 +195,8 @@ py::array_t<State> states_of_tokens(const Trie& trie, const InputArray<std::int6
   const std::int64_t* start = starts ? starts->data() : nullptr;
   const py::gil_scoped_release no_gil;
   token_states(trie.view(), tokens.data(), static_cast<std::uint64_t>(tokens.shape(0)),
-               static_cast<std::uint64_t>(tokens.shape(1)), as_token(begin_token_id), start, target, num_threads);
+               static_cast<std::uint64_t>(tokens.shape(1)), as_token(begin_token_id), start, target, num_threads,
+               signal_poll());
   return out;
 }
 
@@ -211,32 +209,36 @@ void bind_trie(py::module_& module) {
                   arg("item_ids"), arg("num_threads"), arg("memory_limit"), arg("progress"))
       .def_static(
           "load",
-          [](const std::string& path, std::optional<bool> verify, bool prefault) {
+          [](const std::string& path, std::optional<bool> verify, bool prefault, bool copy) {
             LoadOptions options;
             options.verify = !verify ? Verify::kAuto : *verify ? Verify::kAlways : Verify::kNever;
             options.prefault = prefault;
+            options.copy = copy;
+            options.poll = signal_poll();
             const py::gil_scoped_release no_gil;
             return unconst(load_trie(path, options));
           },
-          arg("path"), arg("verify"), arg("prefault"))
+          arg("path"), arg("verify"), arg("prefault"), arg("copy"))
       .def(
           "save",
           [](const Trie& trie, const std::string& path, const std::map<std::string, std::string>& metadata) {
-            save_trie(trie, path, metadata, check_signals);
+            save_trie(trie, path, metadata, signal_poll());
           },
           arg("path"), arg("metadata"), py::call_guard<py::gil_scoped_release>())
       .def(
           "verify",
           [](const Trie& trie, const py::object& progress) {
             const py::gil_scoped_release no_gil;
-            verify_trie(trie, 0, [&](double share) {
-              check_signals();
+            verify_trie(trie, 0, [&, poll = signal_poll()](double share) {
+              poll();
+              if (progress.is_none()) return;
               const py::gil_scoped_acquire gil;
               const std::uint32_t total = trie.view().num_leaves;
-              if (!progress.is_none()) progress(static_cast<std::uint32_t>(share * total), total);
+              progress(static_cast<std::uint32_t>(share * total), total);
             });
           },
           arg("progress"))
+      .def("check_file_unchanged", &check_file_unchanged)
       .def_property_readonly("num_items", [](const Trie& trie) { return trie.view().num_items; })
       .def_property_readonly("num_sequences", [](const Trie& trie) { return trie.view().num_leaves; })
       .def_property_readonly("vocab_size", [](const Trie& trie) { return trie.view().vocab_size; })

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -36,6 +37,25 @@ T* at_address(std::uintptr_t address) {
 
 /// Ids that no vocabulary holds become kNoToken, which matches nothing.
 inline Token as_token(std::int64_t id) { return id >= 0 && id <= 0x7FFFFFFF ? static_cast<Token>(id) : kNoToken; }
+
+inline constexpr std::uint64_t kItemsPerPoll = 1 << 16;
+
+/// Lets Ctrl-C stop what runs without the GIL.
+inline void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+/// check_signals() for one call, to be called as often as one likes: it looks some twenty times a second.
+inline Poll signal_poll() {
+  constexpr std::chrono::milliseconds kInterval(50);
+  return [kInterval, next = std::chrono::steady_clock::now() + kInterval]() mutable {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next) return;
+    next = now + kInterval;
+    check_signals();
+  };
+}
 
 void bind_trie(py::module_& module);
 void bind_filter(py::module_& module);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "bindings.h"
@@ -31,7 +32,12 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       "write_zeros",
       [](std::uintptr_t data, std::uint64_t nbytes) {
         const py::gil_scoped_release no_gil;
-        gentrie::write_zeros(gentrie::at_address<void>(data), nbytes);
+        constexpr std::uint64_t kPart = std::uint64_t{1} << 28;  // so much that each is written past the caches
+        const gentrie::Poll poll = gentrie::signal_poll();
+        for (std::uint64_t at = 0; at < nbytes; at += kPart) {
+          gentrie::write_zeros(gentrie::at_address<char>(data) + at, std::min(kPart, nbytes - at));
+          poll();
+        }
       },
       py::arg("data"), py::arg("nbytes"));
 }

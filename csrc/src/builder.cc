@@ -30,7 +30,7 @@ void check_options(const BuildOptions& options) {
   }
 }
 
-void check_source(const SequenceSource& source) {
+void check_source(const SequenceSource& source, const Tick& tick) {
   if (source.num_rows > kMaxRows) {
     throw std::invalid_argument(source.name + " has " + std::to_string(source.num_rows) + " rows, more than the " +
                                 std::to_string(kMaxRows) + " that one trie holds; build several by first tokens");
@@ -40,7 +40,9 @@ void check_source(const SequenceSource& source) {
   if (source.indptr[0] != 0) {
     throw std::invalid_argument(indptr + "[0]=" + std::to_string(source.indptr[0]) + ", expected 0");
   }
+  constexpr std::uint64_t kRowsPerTick = 1 << 20;
   for (std::uint64_t row = 0; row < source.num_rows; ++row) {
+    if (row % kRowsPerTick == 0) tick(0.0);
     if (source.indptr[row + 1] < source.indptr[row]) {
       throw std::invalid_argument(indptr + "[" + std::to_string(row + 1) +
                                   "]=" + std::to_string(source.indptr[row + 1]) + " is less than indptr[" +
@@ -89,10 +91,10 @@ std::uint64_t memory_of(const BuildOptions& options) {
 
 std::shared_ptr<const Trie> build_trie(const SequenceSource& source, const BuildOptions& options) {
   check_options(options);
-  check_source(source);
+  Reporter reporter(options, source.num_rows);
+  check_source(source, reporter.part(0.0, 0.0));
   if (source.num_rows == 0) throw std::invalid_argument(source.name + " is empty: a catalog needs at least one item");
   const int num_threads = threads_of(options);
-  Reporter reporter(options, source.num_rows);
   MemoryBudget budget(memory_of(options));
   FrontCoded catalog = sort_rows(source, 0, source.num_rows, options, num_threads, &budget, reporter.part(0.0, 0.6));
   auto trie = lay_out(std::move(catalog), options, num_threads, &budget, reporter.part(0.6, 1.0));
@@ -110,13 +112,13 @@ class ChunkedBuilder::Impl {
   std::uint64_t num_rows() const { return num_rows_; }
 
   void add(const SequenceSource& chunk) {
-    check_source(chunk);
+    Reporter reporter(options_, chunk.num_rows);
+    check_source(chunk, reporter.part(0.0, 0.0));
     if (chunk.num_rows > kMaxRows - num_rows_) {
       throw std::invalid_argument(chunk.name + ": its " + std::to_string(chunk.num_rows) + " rows and the " +
                                   std::to_string(num_rows_) + " before it are more than the " +
                                   std::to_string(kMaxRows) + " that one trie holds; build several by first tokens");
     }
-    Reporter reporter(options_, chunk.num_rows);
     const double num_pieces = static_cast<double>((chunk.num_rows + kRowsPerPiece - 1) / kRowsPerPiece);
     std::vector<SortedRun> pieces;
     for (std::uint64_t begin = 0; begin < chunk.num_rows; begin += kRowsPerPiece) {

@@ -24,8 +24,7 @@ void check_control_token(const TrieView& view, std::int64_t vocab_size, const ch
 Constraint::Constraint(std::shared_ptr<const Trie> trie, ConstraintOptions options,
                        std::shared_ptr<const ItemFilter> filter)
     : trie_(std::move(trie)), options_(std::move(options)), filter_(std::move(filter)) {
-  if (filter_ && (filter_->trie().fingerprint() != trie_->fingerprint() ||
-                  filter_->trie().view().num_leaves != view().num_leaves)) {
+  if (filter_ && !is_same_catalog(filter_->trie(), *trie_)) {
     throw std::invalid_argument("item_filter belongs to the trie " + filter_->trie().fingerprint() + ", not to " +
                                 trie_->fingerprint());
   }
@@ -62,36 +61,41 @@ Cursor Constraint::start() const {
   return cursor;
 }
 
-void Constraint::advance(Cursor* cursor, Token token) const {
-  if (cursor->finished) return;
+std::uint32_t Constraint::advance(Cursor* cursor, Token token) const {
+  if (cursor->finished) return kNoLeaf;
   if (is_triggered() && token == options_.begin_token) {
     cursor->state = kRoot;
-    return;
+    return kNoLeaf;
   }
   if (is_triggered() && is_eos(token)) {
     cursor->state = kFreeText;
     cursor->spent.clear();
-    return;
+    return kNoLeaf;
   }
-  if (cursor->state == kFreeText) return;
+  if (cursor->state == kFreeText) return kNoLeaf;
   const bool was_complete = is_complete(*cursor);
   if (!is_triggered() && is_eos(token) &&
       (was_complete || cursor->state == kOffTrie || num_left(*cursor, view().leaves_below(cursor->state)) == 0)) {
     cursor->finished = true;
-    return;
+    return kNoLeaf;
   }
   cursor->state = view().advance(cursor->state, token);
-  complete(cursor);
+  return complete(cursor);
 }
 
-void Constraint::complete(Cursor* cursor) const {
-  if (!is_complete(*cursor)) return;
-  if (options_.unique != Unique::kNo) spend(cursor, view().leaf_of(cursor->state));
+std::uint32_t Constraint::complete(Cursor* cursor) const {
+  if (!is_complete(*cursor)) return kNoLeaf;
+  std::uint32_t spent = kNoLeaf;
+  if (options_.unique != Unique::kNo) {
+    spent = view().leaf_of(cursor->state);
+    spend(cursor, spent);
+  }
   if (is_triggered()) {
     cursor->state = kFreeText;
   } else {
     cursor->finished = options_.eos_tokens.empty() || is_eos(view().end_token);
   }
+  return spent;
 }
 
 bool Constraint::allows(const Cursor& cursor, Token token) const {
@@ -136,7 +140,7 @@ Verdict Constraint::allowed(const Cursor& cursor, std::vector<Token>* tokens) co
 void Constraint::forced(const Cursor& cursor, std::vector<Token>* tokens) const {
   Cursor ahead = cursor;
   std::vector<Token> next;
-  const std::size_t longest = tokens->size() + view().max_depth;  // a damaged trie may lead in circles
+  const std::size_t longest = tokens->size() + view().max_depth;  // runs of a damaged file may overlap
   while (ahead.state >= 0 && !ahead.finished && !is_complete(ahead) && tokens->size() < longest) {
     next.clear();
     if (allowed(ahead, &next) != Verdict::kItem || next.size() != 1) return;

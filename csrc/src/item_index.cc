@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <limits>
 
+#include "poll.h"
+
 namespace gentrie {
 
-ItemIndex::ItemIndex(const TrieView& view) : view_(view) {
+ItemIndex::ItemIndex(const TrieView& view, const Poll& poll) : view_(view) {
+  StepPoll polled(poll);
   const auto num_items = static_cast<std::uint32_t>(view.num_items);
   std::int64_t least = std::numeric_limits<std::int64_t>::max(), greatest = std::numeric_limits<std::int64_t>::min();
   for (std::uint32_t entry = 0; entry < num_items; ++entry) {
+    polled();
     const std::int64_t id = view.item_id(entry);
     least = std::min(least, id);
     greatest = std::max(greatest, id);
@@ -27,8 +31,11 @@ ItemIndex::ItemIndex(const TrieView& view) : view_(view) {
     heads_.assign(width + 1, kNone);
   }
   for (std::uint32_t entry = num_items; entry-- > 0;) {  // backwards: entries of one id then ascend
+    polled();
     const std::int64_t id = view.item_id(entry);
-    std::uint32_t& head = heads_[slot_of(id)];
+    const std::uint64_t slot = slot_of(id);
+    if (slot >= heads_.size()) throw FormatError("the trie's file was changed while it was in use");
+    std::uint32_t& head = heads_[slot];
     if (head != kNone) {
       if (others_.empty()) others_.assign(num_items, kNone);
       others_[entry] = head & entry_mask_;
@@ -38,6 +45,7 @@ ItemIndex::ItemIndex(const TrieView& view) : view_(view) {
   if (view.item_indptr == nullptr) return;
   leaf_starts_.assign(RankedBitmap::num_words(view.num_items), 0);
   for (std::uint32_t leaf = 0; leaf < view.num_leaves; ++leaf) {
+    polled();
     const std::uint64_t start = view.items_of_leaf(leaf).first;
     leaf_starts_[start >> 5] |= std::uint64_t{1} << (start & 31);
   }

@@ -13,7 +13,7 @@ namespace gentrie {
 /// positions of an array, others are hashed. 4 to 12 bytes an item. Refers to the view it was made of.
 class ItemIndex {
  public:
-  explicit ItemIndex(const TrieView& view);
+  explicit ItemIndex(const TrieView& view, const Poll& poll = {});
 
   /// Calls visit(entry) for each entry of each id, in the order of the ids; an item listed under several sequences has
   /// several entries. What later ids will read is brought meanwhile: their cache misses overlap.

@@ -29,7 +29,7 @@ class Layout {
         num_threads_(num_threads),
         tick_(tick),
         memory_(budget),
-        leaves_(catalog_, budget) {
+        leaves_(catalog_, budget, poll_) {
     header_.vocab_size = options.vocab_size;
     header_.end_token_id = options.end_token_id;
     header_.num_leaves = leaves_.size();
@@ -54,7 +54,9 @@ class Layout {
     share_ = 0.9;
     store_items();
     const ArrayTable arrays = storage_->arrays();
-    return std::make_shared<const Trie>(header_, arrays, storage_);
+    std::string fingerprint =
+        fingerprint_of(header_, arrays, checksums_of(arrays, num_threads_, [this] { tick_(share_); }));
+    return std::make_shared<const Trie>(header_, arrays, storage_, std::move(fingerprint));
   }
 
  private:
@@ -103,6 +105,7 @@ class Layout {
   }
 
   void store_nodes() {
+    constexpr std::uint64_t kPerPoll = 1 << 18;
     const std::uint64_t num_nodes = header_.num_nodes, num_words = RankedBitmap::num_words(num_edges_);
     auto* indptr = allocate<std::uint32_t>(ArrayId::kEdgeIndptr, num_nodes + 1);
     auto* to_node = allocate<std::uint64_t>(ArrayId::kEdgeToNode, num_words);
@@ -111,6 +114,7 @@ class Layout {
     std::uint64_t n = 0;
     for (const Level& level : levels_) {
       for (std::uint64_t i = 0; i < level.nodes.size(); ++i, ++n) {
+        if (n % kPerPoll == 0) poll_(0);
         const Node& node = level.nodes[i];
         indptr[n] = level.first_edge[i];
         prefix[n + 1] = prefix[n] + (node.end - node.begin - 1);
@@ -125,7 +129,7 @@ class Layout {
     }
     for (Level& level : levels_) free_vector(&level.first_edge);
     memory_.shrink(num_nodes * sizeof(std::uint32_t));
-    order_.emplace(levels_, leaf_begin);
+    order_.emplace(levels_, leaf_begin, poll_);
   }
 
   static void raise_to(std::atomic<std::uint64_t>* greatest, std::uint64_t value) {

@@ -2,7 +2,10 @@
 
 namespace gentrie {
 
-LeafOrder::LeafOrder(const std::vector<Level>& levels, std::uint32_t* leaf_begin) : levels_(levels) {
+LeafOrder::LeafOrder(const std::vector<Level>& levels, std::uint32_t* leaf_begin,
+                     const std::function<void(std::uint64_t)>& poll)
+    : levels_(levels) {
+  constexpr std::uint64_t kPerPoll = 1 << 18;
   leaf_begin[0] = 0;
   for (std::size_t depth = 0; depth < levels.size(); ++depth) {
     leaf_begin_.push_back(leaf_begin);
@@ -11,6 +14,7 @@ LeafOrder::LeafOrder(const std::vector<Level>& levels, std::uint32_t* leaf_begin
     std::uint32_t* const child_begin = leaf_begin + nodes.size();
     std::uint64_t child = 0;
     for (std::uint64_t n = 0; n < nodes.size(); ++n) {
+      if (n % kPerPoll == 0) poll(0);
       std::uint32_t next = leaf_begin[n] + (nodes[n].end - nodes[n].begin);
       std::uint64_t stop = child;
       for (; stop < children.size() && children[stop].begin < nodes[n].end; ++stop) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "levels.h"
@@ -14,7 +15,8 @@ namespace gentrie {
 class LeafOrder {
  public:
   /// Numbers the leaves below `levels`, which it refers to: `leaf_begin` gets the first one of each node.
-  LeafOrder(const std::vector<Level>& levels, std::uint32_t* leaf_begin);
+  LeafOrder(const std::vector<Level>& levels, std::uint32_t* leaf_begin,
+            const std::function<void(std::uint64_t)>& poll);
 
   /// Calls visit(sorted) for the leaves [first, last): `sorted` is the leaf's number in the catalog's order.
   template <typename Visit>

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "front_coded.h"
@@ -13,7 +14,7 @@ namespace gentrie {
 /// numbers them otherwise once its nodes are known.
 class Leaves {
  public:
-  Leaves(const FrontCoded& catalog, MemoryBudget* budget);
+  Leaves(const FrontCoded& catalog, MemoryBudget* budget, const std::function<void(std::uint64_t)>& poll);
 
   const FrontCoded& catalog() const { return catalog_; }
   std::uint32_t size() const { return first_leaf_.back(); }

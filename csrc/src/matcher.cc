@@ -13,17 +13,12 @@ Matcher::Matcher(std::shared_ptr<const Constraint> constraint)
 
 bool Matcher::accept(Token token) {
   if (!constraint_->allows(cursor_, token)) return false;
-  Undo undo{cursor_.state, cursor_.finished, at_turn_end_, kNone, nullptr};
+  Undo undo{cursor_.state, cursor_.finished, at_turn_end_, kNoLeaf, nullptr};
   const bool ends_turn = constraint_->is_triggered() && cursor_.state == kFreeText && constraint_->is_eos(token);
   if (ends_turn && !cursor_.spent.empty()) {
     undo.spent = std::make_shared<const std::vector<Spent>>(cursor_.spent);
   }
-  constraint_->advance(&cursor_, token);
-  const TrieView& view = constraint_->view();
-  const bool completed = undo.state >= 0 && (cursor_.state == kFreeText || view.is_leaf(cursor_.state));
-  if (completed && constraint_->options().unique != Unique::kNo && !undo.finished && !view.is_leaf(undo.state)) {
-    undo.spent_leaf = view.leaf_of(view.advance(undo.state, token));
-  }
+  undo.spent_leaf = constraint_->advance(&cursor_, token);
   at_turn_end_ = ends_turn;
   undo_.push_back(std::move(undo));
   return true;
@@ -49,7 +44,7 @@ void Matcher::rollback(std::uint64_t count) {
     cursor_.finished = undo.finished;
     at_turn_end_ = undo.at_turn_end;
     if (undo.spent) cursor_.spent = *undo.spent;
-    if (undo.spent_leaf != kNone) {
+    if (undo.spent_leaf != kNoLeaf) {
       const auto at = std::find_if(cursor_.spent.begin(), cursor_.spent.end(),
                                    [&](const Spent& spent) { return spent.leaf == undo.spent_leaf; });
       if (--at->times == 0) cursor_.spent.erase(at);
@@ -73,6 +68,11 @@ Verdict Matcher::allowed(std::vector<Token>* tokens) const {
 bool Matcher::is_terminated() const { return cursor_.finished || at_turn_end_; }
 
 bool fill_bitmask(const Matcher& matcher, std::int32_t* words, std::uint64_t num_words) {
+  const std::int32_t vocab_size = matcher.constraint().view().vocab_size;
+  if (num_words * 32 < static_cast<std::uint64_t>(vocab_size)) {
+    throw std::invalid_argument("a bitmask row of " + std::to_string(num_words) +
+                                " words is too narrow for vocab_size=" + std::to_string(vocab_size));
+  }
   std::vector<Token> tokens;
   const Verdict verdict = matcher.allowed(&tokens);
   const bool is_free = verdict == Verdict::kFree || verdict == Verdict::kFreeNoBegin;
@@ -86,10 +86,11 @@ bool fill_bitmask(const Matcher& matcher, std::int32_t* words, std::uint64_t num
 }
 
 void fill_bitmasks(const std::vector<const Matcher*>& matchers, std::int32_t* bitmask, std::uint64_t num_words,
-                   std::int64_t row_stride, const std::int64_t* rows, int num_threads) {
-  parallel_for(matchers.size(), num_threads, 1, [&](std::uint64_t i, std::uint64_t) {
-    fill_bitmask(*matchers[i], bitmask + rows[i] * row_stride, num_words);
-  });
+                   std::int64_t row_stride, const std::int64_t* rows, int num_threads, const Poll& poll) {
+  parallel_for(
+      matchers.size(), num_threads, 1,
+      [&](std::uint64_t i, std::uint64_t) { fill_bitmask(*matchers[i], bitmask + rows[i] * row_stride, num_words); },
+      as_tick(poll));
 }
 
 }  // namespace gentrie

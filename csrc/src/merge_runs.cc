@@ -132,8 +132,9 @@ void refuse_prefix(const Sequence& before, std::int64_t item_before, std::uint32
                               "; pass end_token_id so that every sequence has an end of its own");
 }
 
+template <typename Checkpoint>
 Part merge_part(const std::vector<SortedRun>& runs, const std::vector<Translation>& translations, const Sequence* from,
-                const Sequence* until, SegmentWriter writer) {
+                const Sequence* until, SegmentWriter writer, const Checkpoint& checkpoint) {
   std::vector<std::unique_ptr<Cursor>> heap;
   for (std::uint64_t r = 0; r < runs.size(); ++r) {
     auto cursor = std::make_unique<Cursor>(runs[r], translations[r], from, until);
@@ -172,7 +173,10 @@ Part merge_part(const std::vector<SortedRun>& runs, const std::vector<Translatio
       shared = shared_by(part.last, current);
       refuse_prefix(part.last, part.last_item, shared, items.front());
     }
-    if (writer.is_full()) part.segments.push_back(writer.finish());
+    if (writer.is_full()) {
+      part.segments.push_back(writer.finish());
+      checkpoint();
+    }
     const std::uint32_t stored_from = writer.begin_sequence(shared, static_cast<std::uint32_t>(current.size()));
     for (std::uint64_t i = stored_from; i < current.size(); ++i) writer.push(current[i]);
     for (const std::int64_t item : items) writer.add_item(item);
@@ -218,9 +222,9 @@ FrontCoded merge_runs(const std::vector<SortedRun>& runs, int num_threads, Memor
   std::vector<Part> parts(num_parts);
   parallel_for(
       num_parts, num_threads, 1,
-      [&](std::uint64_t p, std::uint64_t) {
+      [&](std::uint64_t p, std::uint64_t, const auto& checkpoint) {
         const Sequence *from = p == 0 ? nullptr : &bounds[p - 1], *until = p + 1 == num_parts ? nullptr : &bounds[p];
-        parts[p] = merge_part(runs, translations, from, until, {merged.token_bits(), merged.max_length});
+        parts[p] = merge_part(runs, translations, from, until, {merged.token_bits(), merged.max_length}, checkpoint);
         for (const Segment& segment : parts[p].segments) merged.memory.grow(segment.nbytes(), "merged sequences");
       },
       [&](std::uint64_t done) { tick(static_cast<double>(done) / static_cast<double>(num_parts)); });

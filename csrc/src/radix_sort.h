@@ -21,8 +21,11 @@ struct KeyedRow {
 };
 
 /// Sorts by key, from the highest bit down. Rows of equal keys come in no particular order. `scratch` holds `count`.
-inline void radix_sort(KeyedRow* rows, std::uint64_t count, KeyedRow* scratch) {
-  constexpr std::uint64_t kInsertion = 40;
+/// `checkpoint()` is called before each pass over many rows.
+template <typename Checkpoint>
+void radix_sort(KeyedRow* rows, std::uint64_t count, KeyedRow* scratch, const Checkpoint& checkpoint) {
+  constexpr std::uint64_t kInsertion = 40, kMany = 1 << 14;
+  if (count >= kMany) checkpoint();
   if (count <= kInsertion) {
     for (std::uint64_t i = 1; i < count; ++i) {
       const KeyedRow row = rows[i];
@@ -55,7 +58,7 @@ inline void radix_sort(KeyedRow* rows, std::uint64_t count, KeyedRow* scratch) {
   std::memcpy(rows, scratch, count * sizeof *rows);
   if (shift == 0) return;
   for (std::uint32_t d = 0, begin = 0; d <= mask; begin = ends[d++]) {
-    radix_sort(rows + begin, ends[d] - begin, scratch + begin);
+    radix_sort(rows + begin, ends[d] - begin, scratch + begin, checkpoint);
   }
 }
 

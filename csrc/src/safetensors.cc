@@ -9,22 +9,22 @@ namespace gentrie {
 
 namespace {
 
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
+void append_quoted(const std::string& text, std::string* out) {
+  *out += '"';
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
     if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
+      *out += '\\';
+      *out += c;
     } else if (byte < 0x20) {
       char escape[7];
       std::snprintf(escape, sizeof escape, "\\u%04x", byte);
-      out += escape;
+      *out += escape;
     } else {
-      out += c;
+      *out += c;
     }
   }
-  return out += '"';
+  *out += '"';
 }
 
 /// Reads the part of JSON that a safetensors header may hold.
@@ -38,9 +38,11 @@ class Parser {
       if (name == "__metadata__") {
         object([&](const std::string& key) {
           if (!header.metadata.emplace(key, string()).second) fail("a metadata key stands twice");
+          if (header.metadata.size() > kMaxHeaderEntries) fail("too many metadata keys");
         });
       } else {
         header.tensors.push_back(tensor(name));
+        if (header.tensors.size() > kMaxHeaderEntries) fail("too many tensors");
       }
     });
     while (at_ < end_ && *at_ == ' ') ++at_;
@@ -77,10 +79,12 @@ class Parser {
   }
 
   std::vector<std::uint64_t> numbers() {
+    constexpr std::size_t kMaxNumbers = 64;  // dimensions of a tensor
     std::vector<std::uint64_t> values;
     expect('[');
     if (take(']')) return values;
     do {
+      if (values.size() == kMaxNumbers) fail("too many numbers in a row");
       values.push_back(number());
     } while (take(','));
     expect(']');
@@ -231,12 +235,19 @@ std::string write_safetensors_header(const SafetensorsHeader& header) {
   std::string text = "{\"__metadata__\":{";
   const char* separator = "";
   for (const auto& [key, value] : header.metadata) {
-    text += separator + quoted(key) + ":" + quoted(value);
+    text += separator;
+    append_quoted(key, &text);
+    text += ':';
+    append_quoted(value, &text);
     separator = ",";
   }
   text += "}";
   for (const TensorEntry& tensor : header.tensors) {
-    text += "," + quoted(tensor.name) + ":{\"dtype\":" + quoted(tensor.dtype) + ",\"shape\":[";
+    text += ',';
+    append_quoted(tensor.name, &text);
+    text += ":{\"dtype\":";
+    append_quoted(tensor.dtype, &text);
+    text += ",\"shape\":[";
     separator = "";
     for (const std::uint64_t size : tensor.shape) {
       text += separator + std::to_string(size);

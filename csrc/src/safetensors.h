@@ -23,6 +23,10 @@ struct SafetensorsHeader {
   std::vector<TensorEntry> tensors;
 };
 
+/// Bytes of a header, entries of its metadata, and tensors that a reader takes: what a file claims costs no more memory
+/// than a few times its size.
+inline constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{100} << 20, kMaxHeaderEntries = 1 << 16;
+
 /// The header's bytes, padded with spaces so that with the 8-byte length before it a multiple of 64 results.
 std::string write_safetensors_header(const SafetensorsHeader& header);
 

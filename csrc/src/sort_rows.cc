@@ -20,16 +20,12 @@ namespace {
 
 constexpr std::uint64_t kRowsPerChunk = 1 << 14;
 
-void lower_to(std::atomic<std::uint64_t>* least, std::uint64_t value) {
-  std::uint64_t current = least->load(std::memory_order_relaxed);
-  while (value < current && !least->compare_exchange_weak(current, value)) {
-  }
-}
-
 /// Sorts rows of values of type T: a sample sort into buckets that fit a cache, each sorted by radix on a window of 64
 /// bits of packed tokens; rows alike in a window are sorted by the next one. Inside, rows are numbered from `first_`.
 template <typename T>
 class RowSorter {
+  using Row = typename Rows<T>::Row;
+
  public:
   RowSorter(const SequenceSource& source, std::uint64_t begin, std::uint64_t end, const BuildOptions& options,
             int num_threads, MemoryBudget* budget)
@@ -65,26 +61,30 @@ class RowSorter {
     const MemoryShare memory(budget_, static_cast<std::uint64_t>(vocab_size_) / 8, "the tokens that occur");
     TokenSet seen(vocab_size_);
     constexpr std::uint64_t kLongest = TrieView::kMaxSequenceLength;
-    std::atomic<std::uint64_t> first_bad{num_rows_}, shared{rows_.num_tokens(first_)}, shortfall{kLongest};
+    std::atomic<std::uint64_t> first_bad{num_rows_}, shared{rows_[first_].count}, shortfall{kLongest};
     // The first bad row is reported whatever the number of threads: every chunk before it is looked at.
     parallel_for(
         num_rows_, num_threads_, kRowsPerChunk,
         [&](std::uint64_t begin, std::uint64_t end) {
           std::uint64_t common = shared.load(std::memory_order_relaxed), longest = 0;
-          for (std::uint64_t row = begin; row < end; ++row) {
-            const std::uint64_t length = rows_.num_tokens(first_ + row);
-            const T* const tokens = rows_.begin(first_ + row);
-            bool good = rows_.has_sound_length(first_ + row);
-            for (std::uint64_t i = 0; good && i < length; ++i) {
-              good = rows_.is_sound(tokens[i]);
-              if (good) seen.mark(tokens[i]);
+          const Row first = rows_[first_];
+          for (std::uint64_t number = begin; number < end; ++number) {
+            const Row row = rows_[first_ + number];
+            bool good = rows_.has_sound_length(row);
+            for (std::uint64_t i = 0; good && i < row.count; ++i) {
+              const std::int64_t token = row[i];
+              good = rows_.is_sound(token);
+              if (good) seen.mark(token);
             }
             if (!good) {
-              lower_to(&first_bad, row);
+              lower_to(&first_bad, number);
               return;
             }
-            if (common > 0) common = std::min(common, rows_.shared(first_, first_ + row));
-            longest = std::max(longest, rows_.length(first_ + row));
+            common = std::min({common, first.count, row.count});
+            for (std::uint64_t i = 0; i < common; ++i) {
+              if (row[i] != first[i]) common = i;
+            }
+            longest = std::max(longest, rows_.length(row.count));
           }
           lower_to(&shared, common);
           lower_to(&shortfall, kLongest - longest);
@@ -101,18 +101,22 @@ class RowSorter {
 
   /// The `key_tokens_` tokens of a row from `depth` on, the first in the highest bits. Rows compare as their keys do,
   /// and where the lowest token is 0 equal keys are equal rows.
-  KeyedRow keyed(std::uint32_t row, std::uint64_t depth) const {
-    const std::uint64_t length = rows_.num_tokens(first_ + row), stop = depth + key_tokens_;
-    const T* const tokens = rows_.begin(first_ + row);
+  KeyedRow keyed(std::uint32_t number, std::uint64_t depth) const {
+    const Row row = rows_[first_ + number];
+    const std::uint64_t stop = depth + key_tokens_;
     std::uint64_t key = 0, i = depth;
-    for (const std::uint64_t inside = std::min(stop, length); i < inside; ++i) {
-      key = key << key_bits_ | ((*index_)[tokens[i]] + 1);
+    for (const std::uint64_t inside = std::min(stop, row.count); i < inside; ++i) {
+      key = key << key_bits_ | ((*index_)[row[i]] + 1);
     }
-    if (i < stop && i == length && rows_.has_end()) {
+    if (i < stop && i == row.count && rows_.has_end()) {
       key = key << key_bits_ | ((*index_)[rows_.end_token()] + 1);
       ++i;
     }
-    return {key == 0 ? 0 : key << key_bits_ * (stop - i), row};
+    return {key == 0 ? 0 : key << key_bits_ * (stop - i), number};
+  }
+  /// A row whose key is in the order of item ids.
+  KeyedRow by_item_id(std::uint32_t number) const {
+    return {static_cast<std::uint64_t>(rows_.item_id(first_ + number)) ^ std::uint64_t{1} << 63, number};
   }
   std::uint64_t first_key(std::uint64_t row) const {
     return keyed(static_cast<std::uint32_t>(row), common_prefix_).key();
@@ -191,16 +195,17 @@ class RowSorter {
     std::vector<std::uint32_t> order(num_rows_);
     parallel_for(
         num_buckets, num_threads_, 1,
-        [&](std::uint64_t bucket, std::uint64_t) {
+        [&](std::uint64_t bucket, std::uint64_t, const auto& checkpoint) {
           const std::uint32_t begin = bucket_begin[bucket], end = bucket_begin[bucket + 1];
-          sort_bucket(rows.get() + begin, end - begin);
+          sort_bucket(rows.get() + begin, end - begin, checkpoint);
           for (std::uint32_t i = begin; i < end; ++i) order[i] = rows[i].row;
         },
         [&](std::uint64_t done) { tick(0.5 + 0.5 * static_cast<double>(done) / static_cast<double>(num_buckets)); });
     return order;
   }
 
-  void sort_bucket(KeyedRow* rows, std::uint64_t count) const {
+  template <typename Checkpoint>
+  void sort_bucket(KeyedRow* rows, std::uint64_t count, const Checkpoint& checkpoint) const {
     struct Group {
       std::uint64_t begin, end, depth;
     };
@@ -210,16 +215,15 @@ class RowSorter {
     while (!groups.empty()) {
       const Group group = groups.back();
       groups.pop_back();
-      radix_sort(rows + group.begin, group.end - group.begin, scratch.get());
+      radix_sort(rows + group.begin, group.end - group.begin, scratch.get(), checkpoint);
       std::uint64_t begin = group.begin;
       for (std::uint64_t i = begin + 1; i <= group.end; ++i) {
         if (i < group.end && rows[i].key() == rows[begin].key()) continue;
         if (i - begin > 1) {
           const bool has_ended = (rows[begin].key() & ((std::uint64_t{1} << key_bits_) - 1)) == 0;
           if (has_ended) {
-            std::sort(rows + begin, rows + i, [this](const KeyedRow& a, const KeyedRow& b) {
-              return rows_.item_id(first_ + a.row) < rows_.item_id(first_ + b.row);
-            });
+            for (std::uint64_t j = begin; j < i; ++j) rows[j] = by_item_id(rows[j].row);
+            radix_sort(rows + begin, i - begin, scratch.get(), checkpoint);
           } else {
             const std::uint64_t depth = group.depth + key_tokens_;
             for (std::uint64_t j = begin; j < i; ++j) rows[j] = keyed(rows[j].row, depth);
@@ -233,63 +237,118 @@ class RowSorter {
 
   // --- Front coding -----------------------------------------------------------------------------------------------
 
+  /// Consecutive sequences as they were read, once each: what rests on more than one reading of the source (the order
+  /// of the rows, the cut into parts) is checked against it.
+  struct Part {
+    std::vector<Segment> segments;
+    std::vector<T> before, last;  ///< the tokens of the sequence before the first one, and of the last one
+    std::uint64_t num_rows = 0;
+  };
+
   void front_code(const std::vector<std::uint32_t>& order, const Tick& tick, FrontCoded* catalog) const {
     const std::uint64_t num_chunks = (num_rows_ + Segment::kMaxSequences - 1) / Segment::kMaxSequences;
-    std::vector<std::vector<Segment>> parts(num_chunks);
+    std::vector<Part> parts(num_chunks);
     std::atomic<std::uint64_t> first_clash{num_rows_};
     parallel_for(
         num_chunks, num_threads_, 1,
-        [&](std::uint64_t chunk, std::uint64_t) {
-          parts[chunk] = code_part(order, chunk * Segment::kMaxSequences, catalog->token_bits(), &first_clash);
-          for (const Segment& segment : parts[chunk]) catalog->memory.grow(segment.nbytes(), "sorted sequences");
+        [&](std::uint64_t chunk, std::uint64_t, const auto& checkpoint) {
+          parts[chunk] =
+              code_part(order, chunk * Segment::kMaxSequences, catalog->token_bits(), &first_clash, checkpoint);
+          for (const Segment& segment : parts[chunk].segments) {
+            catalog->memory.grow(segment.nbytes(), "sorted sequences");
+          }
         },
         [&](std::uint64_t done) { tick(static_cast<double>(done) / static_cast<double>(num_chunks)); });
     if (first_clash < num_rows_) {
       const std::uint64_t shorter = first_ + order[first_clash - 1], longer = first_ + order[first_clash];
-      throw std::invalid_argument(rows_.name(shorter) + " (" + std::to_string(rows_.length(shorter)) +
+      throw std::invalid_argument(rows_.name(shorter) + " (" + std::to_string(rows_.length(rows_[shorter].count)) +
                                   " tokens) is a prefix of " + rows_.name(longer) +
                                   "; pass end_token_id so that every sequence has an end of its own");
     }
-    for (std::vector<Segment>& part : parts) {
-      std::move(part.begin(), part.end(), std::back_inserter(catalog->segments));
+    const std::vector<T>* last = nullptr;
+    std::uint64_t num_rows = 0;
+    for (Part& part : parts) {
+      num_rows += part.num_rows;
+      if (part.segments.empty()) continue;
+      if (last != nullptr && part.before != *last) fail_changed();
+      last = &part.last;
+      std::move(part.segments.begin(), part.segments.end(), std::back_inserter(catalog->segments));
     }
+    if (num_rows != num_rows_) fail_changed();
     catalog->max_length = max_length_;
   }
 
   /// The sequences whose first row stands at [begin, begin + kMaxSequences) of the order. Sorted order puts a sequence
   /// right before those it is a prefix of.
-  std::vector<Segment> code_part(const std::vector<std::uint32_t>& order, std::uint64_t begin, std::uint32_t token_bits,
-                                 std::atomic<std::uint64_t>* first_clash) const {
+  template <typename Checkpoint>
+  Part code_part(const std::vector<std::uint32_t>& order, std::uint64_t begin, std::uint32_t token_bits,
+                 std::atomic<std::uint64_t>* first_clash, const Checkpoint& checkpoint) const {
     constexpr std::uint64_t kAhead = 16;
     const std::uint64_t end = std::min<std::uint64_t>(order.size(), begin + Segment::kMaxSequences);
-    std::vector<Segment> segments;
+    Part part;
     SegmentWriter writer(token_bits, max_length_);
-    bool is_ours = false;  // rows at the front may repeat the sequence before
+    std::vector<T> before, current;
+    if (begin > 0) read(first_ + order[begin - 1], &before);
+    std::int64_t last_item = 0;
     for (std::uint64_t i = begin; i < order.size(); ++i) {
+      if (i % Segment::kMaxSequences == 0) checkpoint();
       if (i + kAhead < order.size()) rows_.prefetch(first_ + order[i + kAhead]);
-      const std::uint64_t row = first_ + order[i], length = rows_.length(row);
-      const std::uint64_t before = i > 0 ? first_ + order[i - 1] : row, shared = i > 0 ? rows_.shared(before, row) : 0;
-      if (i > 0 && shared == rows_.length(before)) {
+      const std::uint64_t row = first_ + order[i];
+      const std::int64_t item = rows_.item_id(row);
+      read(row, &current);
+      const std::uint64_t length = rows_.length(current.size()), length_before = rows_.length(before.size());
+      const std::uint64_t shared = i > 0 ? shared_by(before, current) : 0;
+      const bool is_ours = part.num_rows > 0;  // rows at the front may repeat the sequence before
+      if (i > 0 && shared == length_before) {
         if (shared != length) {
           lower_to(first_clash, i);
           return {};
         }
-        if (is_ours) writer.add_item(rows_.item_id(row));
+        if (is_ours) {
+          if (item < last_item) fail_changed();
+          writer.add_item(last_item = item);
+          ++part.num_rows;
+        }
         continue;
       }
       if (i >= end) break;
-      if (writer.is_full()) segments.push_back(writer.finish());
-      const T* const tokens = rows_.begin(row);
+      if (i > 0 && (shared == length || token_at(current, shared) < token_at(before, shared))) fail_changed();
+      if (!is_ours) part.before = before;
+      if (writer.is_full()) part.segments.push_back(writer.finish());
       const std::uint64_t stored_from =
           writer.begin_sequence(static_cast<std::uint32_t>(shared), static_cast<std::uint32_t>(length));
-      for (std::uint64_t at = stored_from; at < rows_.num_tokens(row); ++at) writer.push((*index_)[tokens[at]]);
-      if (rows_.has_end()) writer.push((*index_)[rows_.end_token()]);
-      writer.add_item(rows_.item_id(row));
-      is_ours = true;
+      for (std::uint64_t at = stored_from; at < length; ++at) {
+        const std::int64_t token = token_at(current, at);
+        if (!index_->contains(token)) fail_changed();
+        writer.push((*index_)[token]);
+      }
+      writer.add_item(last_item = item);
+      ++part.num_rows;
+      before.swap(current);
     }
-    if (is_ours) segments.push_back(writer.finish());
-    return segments;
+    if (part.num_rows > 0) part.segments.push_back(writer.finish());
+    part.last = std::move(before);
+    return part;
   }
+
+  void read(std::uint64_t number, std::vector<T>* tokens) const {
+    const Row row = rows_[number];
+    if (row.count == 0 || rows_.length(row.count) > max_length_) fail_changed();
+    tokens->resize(row.count);
+    for (std::uint64_t i = 0; i < row.count; ++i) (*tokens)[i] = static_cast<T>(row[i]);
+  }
+  /// Token of a sequence, of which `tokens` are all but the end token.
+  std::int64_t token_at(const std::vector<T>& tokens, std::uint64_t position) const {
+    return position < tokens.size() ? tokens[position] : rows_.end_token();
+  }
+  /// Tokens that two sequences share, the end token included.
+  std::uint64_t shared_by(const std::vector<T>& a, const std::vector<T>& b) const {
+    const std::uint64_t limit = std::min(a.size(), b.size());
+    std::uint64_t i = 0;
+    while (i < limit && a[i] == b[i]) ++i;
+    return i == a.size() && i == b.size() ? rows_.length(i) : i;
+  }
+  [[noreturn]] void fail_changed() const { throw std::invalid_argument(rows_.change()); }
 
   Rows<T> rows_;
   std::uint64_t first_;

@@ -36,25 +36,30 @@ class TokenSet {
   std::vector<std::atomic<std::uint64_t>> words_;
 };
 
-/// Position of a token in a vocabulary that holds it. Ids of a language model's size are looked up in a table; a
-/// table of far greater ones would dwarf the catalog, so those are searched.
+/// Position of a token in a vocabulary that holds it; of one that it lacks, any position in it. Ids of a language
+/// model's size are looked up in a table; a table of far greater ones would dwarf the catalog, so those are searched.
 class TokenIndex {
  public:
-  explicit TokenIndex(const std::vector<Token>& vocabulary) : vocabulary_(vocabulary) {
-    if (vocabulary.empty() || vocabulary.back() >= kMaxTable) return;
+  explicit TokenIndex(const std::vector<Token>& vocabulary)
+      : vocabulary_(vocabulary), last_(static_cast<std::ptrdiff_t>(vocabulary.size()) - 1) {
+    if (vocabulary.back() >= kMaxTable) return;
     table_.resize(static_cast<std::uint64_t>(vocabulary.back()) + 1);
     for (std::uint32_t i = 0; i < vocabulary.size(); ++i) table_[static_cast<std::uint32_t>(vocabulary[i])] = i;
   }
 
   std::uint32_t operator[](std::int64_t token) const {
-    if (!table_.empty()) return table_[static_cast<std::uint64_t>(token)];
+    if (!table_.empty()) {
+      return static_cast<std::uint64_t>(token) < table_.size() ? table_[static_cast<std::uint64_t>(token)] : 0;
+    }
     const auto found = std::lower_bound(vocabulary_.begin(), vocabulary_.end(), token);
-    return static_cast<std::uint32_t>(found - vocabulary_.begin());
+    return static_cast<std::uint32_t>(std::min<std::ptrdiff_t>(found - vocabulary_.begin(), last_));
   }
+  bool contains(std::int64_t token) const { return vocabulary_[(*this)[token]] == token; }
 
  private:
   static constexpr Token kMaxTable = 1 << 22;
   const std::vector<Token>& vocabulary_;
+  std::ptrdiff_t last_;
   std::vector<std::uint32_t> table_;
 };
 

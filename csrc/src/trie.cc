@@ -1,12 +1,17 @@
 #include "gentrie/trie.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <numeric>
 #include <stdexcept>
+#include <thread>
 
 #include "item_index.h"
 #include "parallel.h"
+#include "poll.h"
 #include "xxhash64.h"
 
 namespace gentrie {
@@ -19,7 +24,7 @@ const char* array_name(ArrayId id) {
   return kNames[static_cast<std::size_t>(id)];
 }
 
-std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays, int num_threads) {
+std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays, int num_threads, const Poll& poll) {
   std::array<std::size_t, kNumArrays> largest_first;
   std::iota(largest_first.begin(), largest_first.end(), 0);
   std::sort(largest_first.begin(), largest_first.end(),
@@ -27,11 +32,31 @@ std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays, int
   constexpr std::uint64_t kWorthThreads = std::uint64_t{1} << 22;
   if (arrays[largest_first[0]].nbytes() < kWorthThreads) num_threads = 1;
   std::array<std::uint64_t, kNumArrays> checksums{};
-  parallel_for(kNumArrays, num_threads, 1, [&](std::uint64_t begin, std::uint64_t) {
-    const ArrayRef& array = arrays[largest_first[begin]];
-    checksums[largest_first[begin]] = xxhash64(array.data, array.padded_nbytes());
-  });
+  constexpr std::uint64_t kPart = std::uint64_t{1} << 24;
+  parallel_for(
+      kNumArrays, num_threads, 1,
+      [&](std::uint64_t begin, std::uint64_t, const auto& checkpoint) {
+        const ArrayRef& array = arrays[largest_first[begin]];
+        Xxhash64 hash;
+        for (std::uint64_t at = 0; at < array.padded_nbytes(); at += kPart) {
+          hash.update(static_cast<const char*>(array.data) + at, std::min(kPart, array.padded_nbytes() - at));
+          checkpoint();
+        }
+        checksums[largest_first[begin]] = hash.digest();
+      },
+      as_tick(poll));
   return checksums;
+}
+
+bool is_same_catalog(const Trie& a, const Trie& b) {
+  if (&a == &b) return true;
+  const auto counts = [](const Trie& trie) {
+    const TrieHeader& header = trie.header();
+    return std::array<std::uint64_t, 6>{header.num_nodes,       header.num_leaves,
+                                        header.num_items,       header.num_run_tokens,
+                                        trie.view().num_tokens, static_cast<std::uint64_t>(header.vocab_size)};
+  };
+  return a.fingerprint() == b.fingerprint() && counts(a) == counts(b);
 }
 
 std::string fingerprint_of(const TrieHeader& header, const ArrayTable& arrays,
@@ -116,28 +141,48 @@ TrieView make_view(const TrieHeader& header, const ArrayTable& arrays) {
 }  // namespace
 
 Trie::Trie(const TrieHeader& header, const ArrayTable& arrays, std::shared_ptr<const void> storage,
-           std::string fingerprint, std::map<std::string, std::string> metadata)
+           std::string fingerprint, std::map<std::string, std::string> metadata, FileStamp file)
     : header_(header),
       arrays_(arrays),
       storage_(std::move(storage)),
       view_(make_view(header, arrays)),
       fingerprint_(std::move(fingerprint)),
-      metadata_(std::move(metadata)) {
+      metadata_(std::move(metadata)),
+      file_(std::move(file)) {
   view_.token_index = make_index(view_.vocabulary, view_.num_tokens, &token_bits_);
   const std::vector<Token> first = root_tokens(view_);
   view_.root_index = make_index(first.data(), static_cast<std::uint32_t>(first.size()), &root_bits_);
   if (fingerprint_.empty()) fingerprint_ = fingerprint_of(header_, arrays_, checksums_of(arrays_));
 }
 
-std::shared_ptr<const ItemIndex> Trie::item_index() const {
-  const std::lock_guard<std::mutex> lock(item_index_mutex_);
-  if (!item_index_) item_index_ = std::make_shared<const ItemIndex>(view_);
-  return item_index_;
+Trie::~Trie() { delete item_index_.load(); }
+
+const ItemIndex& Trie::item_index(const Poll& poll) const {
+  // One thread makes it, others wait for that one. In a process forked meanwhile there is no such thread, and a lock
+  // that it held would stay locked for ever: the maker's process is noted instead, and whoever is in another takes
+  // over.
+  const int self = ::getpid();
+  while (true) {
+    if (const ItemIndex* index = item_index_.load(std::memory_order_acquire)) return *index;
+    int maker = item_index_maker_.load();
+    if (maker == self) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (poll) poll();
+    } else if (item_index_maker_.compare_exchange_strong(maker, self)) {
+      try {
+        if (item_index_.load() == nullptr) item_index_.store(new ItemIndex(view_, poll), std::memory_order_release);
+      } catch (...) {
+        item_index_maker_.store(0);
+        throw;
+      }
+      item_index_maker_.store(0);
+    }
+  }
 }
 
 std::uint64_t Trie::item_index_nbytes() const {
-  const std::lock_guard<std::mutex> lock(item_index_mutex_);
-  return item_index_ ? item_index_->nbytes() : 0;
+  const ItemIndex* index = item_index_.load(std::memory_order_acquire);
+  return index == nullptr ? 0 : index->nbytes();
 }
 
 namespace {
@@ -146,12 +191,14 @@ namespace {
   throw FormatError("the trie's arrays contradict each other; verify the file");
 }
 
-/// Follows `edge` of `node` and appends its token and those of the run behind it; returns the target.
-std::uint64_t append_edge(const TrieView& view, std::uint32_t node, std::uint32_t edge, std::vector<Token>* tokens) {
+/// Follows `edge` of `node` and appends its token and those of the run behind it; returns the target. Runs of a damaged
+/// file may overlap: `tokens` does not grow beyond `limit`.
+std::uint64_t append_edge(const TrieView& view, std::uint32_t node, std::uint32_t edge, std::size_t limit,
+                          std::vector<Token>* tokens) {
   const State state = edge < view.num_edges ? view.follow(node, view.edges(node), edge) : kOffTrie;
   if (state == kOffTrie) fail_contradiction();
   const std::uint64_t target = TrieView::target_of(state);
-  if (target <= node) fail_contradiction();
+  if (TrieView::remaining_of(state) + 1 > limit - std::min(tokens->size(), limit)) fail_contradiction();
   tokens->push_back(view.token_at(view.edge_token_index(edge)));
   const std::uint64_t end = view.run_end(target);
   for (std::uint64_t at = end - TrieView::remaining_of(state); at < end; ++at) tokens->push_back(view.run_token(at));
@@ -165,14 +212,16 @@ void Trie::append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const
     throw std::out_of_range("leaf " + std::to_string(leaf) +
                             " is not below num_sequences=" + std::to_string(view_.num_leaves));
   }
+  const std::size_t limit = tokens->size() + view_.max_depth;
   for (std::uint64_t target = 0; target < view_.num_nodes;) {
     const auto node = static_cast<std::uint32_t>(target);
-    target = append_edge(view_, node, view_.edge_above(node, leaf), tokens);
+    target = append_edge(view_, node, view_.edge_above(node, leaf), limit, tokens);
   }
 }
 
-void Trie::for_each_sequence(
-    const std::function<void(std::uint32_t leaf, const std::vector<Token>& tokens)>& visit) const {
+void Trie::for_each_sequence(const std::function<void(std::uint32_t leaf, const std::vector<Token>& tokens)>& visit,
+                             const Poll& poll) const {
+  StepPoll polled(poll);
   struct Place {
     std::uint32_t node;
     EdgeRange left;      // edges still to follow
@@ -180,6 +229,7 @@ void Trie::for_each_sequence(
   };
   std::vector<Place> path{{0, view_.edges(0), 0}};
   std::vector<Token> tokens;
+  std::uint64_t num_visited = 0, num_items = 0;
   for (std::uint64_t num_followed = 0; !path.empty();) {
     Place& place = path.back();
     tokens.resize(place.length);
@@ -188,14 +238,20 @@ void Trie::for_each_sequence(
       continue;
     }
     if (++num_followed > view_.num_edges) fail_contradiction();
-    const std::uint64_t target = append_edge(view_, place.node, place.left.begin++, &tokens);
+    const std::uint64_t target = append_edge(view_, place.node, place.left.begin++, view_.max_depth, &tokens);
+    polled(tokens.size());
     if (target >= view_.num_nodes) {
-      visit(static_cast<std::uint32_t>(target - view_.num_nodes), tokens);
+      const auto leaf = static_cast<std::uint32_t>(target - view_.num_nodes);
+      const auto [first, last] = view_.items_of_leaf(leaf);
+      num_items += last - first;
+      if (++num_visited > view_.num_leaves || num_items > view_.num_items) fail_contradiction();
+      visit(leaf, tokens);
     } else {
       const auto node = static_cast<std::uint32_t>(target);
       path.push_back({node, view_.edges(node), tokens.size()});
     }
   }
+  if (num_visited != view_.num_leaves) fail_contradiction();
 }
 
 }  // namespace gentrie

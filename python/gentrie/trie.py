@@ -88,7 +88,8 @@ class TokenTrie:
         ----------
         sequences
             A list of lists, ``(values, indptr)`` arrays where row i is ``values[indptr[i]:indptr[i + 1]]``, or an
-            array [N, L]; any integer dtype. Order and repeats do not matter.
+            array [N, L]; any integer dtype. Order and repeats do not matter. Arrays are not copied: no other thread
+            may write to them meanwhile, and a build that sees it done raises.
         vocab_size
             Token ids lie in [0, vocab_size): the width of the model's logits, or less.
         end_token_id
@@ -385,14 +386,16 @@ class TokenTrie:
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write a ``.safetensors`` file: to a temporary name beside ``path``, synced, then renamed over it.
 
-        ``metadata`` (str to str) is stored beside what :attr:`metadata` holds already and replaces equal keys.
+        ``metadata`` (str to str) is stored beside what :attr:`metadata` holds already and replaces equal keys. A
+        symbolic link is followed; a file that is replaced passes on its permissions. What a save that was killed left
+        beside ``path`` is removed by the next one.
 
         Raises
         ------
         OSError
             If the file cannot be written; nothing half-written is left.
         ValueError, TypeError
-            For metadata that is not str to str or uses keys beginning with ``gentrie.``.
+            For metadata that is not str to str, uses keys beginning with ``gentrie.``, or takes more than 100 MB.
         """
         stored = {**self._metadata, **_validate.metadata(metadata)}
         self._core.save(_validate.path(path), {**stored, **self._own_metadata()})
@@ -411,6 +414,7 @@ class TokenTrie:
         verify: bool | None = None,
         require: Mapping[str, str] | None = None,
         prefault: bool = False,
+        copy: bool = False,
     ) -> TokenTrie:
         """Map a file written by :meth:`save`; its pages are shared by all processes that load it.
 
@@ -427,6 +431,10 @@ class TokenTrie:
         prefault
             Read the whole file into memory now. Default: each page at the first lookup that touches it, so that a file
             of any size opens in milliseconds.
+        copy
+            Read the file into memory of this process's own. Default: map it, and then nobody may write to it in place,
+            as ``cp new old`` does: lookups would give other answers, and a file that became shorter would end the
+            process with SIGBUS. :meth:`save` and ``mv`` put a new file in its place and disturb nobody.
 
         Raises
         ------
@@ -437,7 +445,8 @@ class TokenTrie:
             asks for.
         """
         prefault = _validate.choice("prefault", prefault, (False, True))
-        trie = cls(_core.Trie.load(_validate.path(path), verify, prefault))
+        copy = _validate.choice("copy", copy, (False, True))
+        trie = cls(_core.Trie.load(_validate.path(path), verify, prefault, copy))
         for key, value in _validate.string_map("require", require).items():
             if trie._metadata.get(key) != value:
                 raise ValueError(f"{os.fspath(path)}: metadata {key}={trie._metadata.get(key)!r}, required {value!r}")
@@ -694,7 +703,9 @@ class TokenTrie:
         starts: npt.NDArray[np.int64] | None = None
         if begin < 0:
             if start is None:
-                starts = np.cumprod(rows < 0, axis=1, dtype=np.int64).sum(axis=1)  # negative ones at the front
+                ours = rows >= 0
+                first = ours.argmax(axis=1) if rows.shape[1] > 0 else np.zeros(rows.shape[0], np.int64)
+                starts = np.where(ours.any(axis=1), first, rows.shape[1])
             else:
                 given = _validate.int64_array("start", start)
                 for row in np.flatnonzero(given < 0)[:1]:

@@ -43,6 +43,8 @@ struct Spent {
   std::uint32_t times;
 };
 
+inline constexpr std::uint32_t kNoLeaf = 0xFFFFFFFF;
+
 /// Where one history stands.
 struct Cursor {
   State state = kRoot;
@@ -72,10 +74,12 @@ class Constraint {
   Verdict allowed(const Cursor& cursor, std::vector<Token>* tokens) const;
   /// Whether `token` may follow.
   bool allows(const Cursor& cursor, Token token) const;
-  /// Takes `token`, allowed or not: what a history holds is not refused but may lead off the trie.
-  void advance(Cursor* cursor, Token token) const;
-  /// What follows from having reached the end of an item, if the cursor has.
-  void complete(Cursor* cursor) const;
+  /// Takes `token`, allowed or not: what a history holds is not refused but may lead off the trie. Returns the leaf
+  /// that was spent, or kNoLeaf.
+  std::uint32_t advance(Cursor* cursor, Token token) const;
+  /// What follows from having reached the end of an item, if the cursor has. Returns the leaf that was spent, or
+  /// kNoLeaf.
+  std::uint32_t complete(Cursor* cursor) const;
   /// Tokens that are the only choice one after the other, up to a branch or the item's end.
   void forced(const Cursor& cursor, std::vector<Token>* tokens) const;
 

@@ -22,24 +22,29 @@ class ItemFilter {
   static constexpr std::uint64_t kMaxDenied = 1024;
 
   /// Allows the listed item ids; ids that the catalog does not hold are ignored.
-  static Ptr from_item_ids(std::shared_ptr<const Trie> trie, const std::int64_t* ids, std::uint64_t count);
+  static Ptr from_item_ids(std::shared_ptr<const Trie> trie, const std::int64_t* ids, std::uint64_t count,
+                           const Poll& poll = {});
   /// Allows item id i where mask[i] is not 0. \throws std::invalid_argument if an item id is not below `count`.
   static Ptr from_mask(std::shared_ptr<const Trie> trie, const std::uint8_t* mask, std::uint64_t count,
-                       int num_threads = 1);
+                       int num_threads = 1, const Poll& poll = {});
   /// Allows the i-th item in the order of the leaves where mask[i] is not 0.
   /// \throws std::invalid_argument if `count` is not the number of items.
   static Ptr from_leaf_order(std::shared_ptr<const Trie> trie, const std::uint8_t* mask, std::uint64_t count,
-                             int num_threads = 1);
+                             int num_threads = 1, const Poll& poll = {});
 
   /// The same less the listed item ids (those that the catalog does not hold are ignored); no bitmap is made.
   /// \throws std::invalid_argument for more than kMaxDenied, those denied before included.
-  Ptr deny(const std::int64_t* ids, std::uint64_t count) const;
+  Ptr deny(const std::int64_t* ids, std::uint64_t count, const Poll& poll = {}) const;
 
-  Ptr operator~() const;
+  Ptr complement(const Poll& poll = {}) const;
   /// \throws std::invalid_argument if the filters belong to different tries (so for all three).
-  Ptr operator&(const ItemFilter& other) const;
-  Ptr operator|(const ItemFilter& other) const;
-  Ptr operator-(const ItemFilter& other) const;
+  Ptr intersection(const ItemFilter& other, const Poll& poll = {}) const;
+  Ptr union_with(const ItemFilter& other, const Poll& poll = {}) const;
+  Ptr difference(const ItemFilter& other, const Poll& poll = {}) const;
+  Ptr operator~() const { return complement(); }
+  Ptr operator&(const ItemFilter& other) const { return intersection(other); }
+  Ptr operator|(const ItemFilter& other) const { return union_with(other); }
+  Ptr operator-(const ItemFilter& other) const { return difference(other); }
 
   const Trie& trie() const { return *resident_->trie; }
   std::uint64_t num_items() const { return resident_->num_items - denied_entries_.size(); }
@@ -70,7 +75,7 @@ class ItemFilter {
   };
 
   explicit ItemFilter(std::shared_ptr<const Resident> resident) : resident_(std::move(resident)) {}
-  static Ptr make(std::shared_ptr<const Trie> trie, Words entry_words, int num_threads = 1);
+  static Ptr make(std::shared_ptr<const Trie> trie, Words entry_words, int num_threads, const Poll& poll);
   /// Whether the resident filter allows `entry`.
   bool is_resident(std::uint64_t entry) const {
     const std::uint64_t word = resident_->entry_words.empty() ? resident_->leaf_words[entry >> 5] >> (entry & 31)
@@ -85,7 +90,7 @@ class ItemFilter {
   /// One bit an entry, denied ones left out.
   Words entry_words() const;
   template <typename Operation>
-  Ptr combine(const ItemFilter& other, const Operation& operation) const;
+  Ptr combine(const ItemFilter& other, const Operation& operation, const Poll& poll) const;
 
   std::shared_ptr<const Resident> resident_;
   std::uint64_t num_denied_ids_ = 0;
@@ -93,12 +98,14 @@ class ItemFilter {
   std::vector<std::uint32_t> closed_leaves_;   ///< leaves that have thereby no allowed item left, ascending
 };
 
-/// next_tokens_batch() of the trie for what a filter leaves of it; checked states.
+/// next_tokens_batch() of the trie for what a filter leaves of it.
 void next_tokens_batch(const ItemFilter& filter, const State* states, std::uint64_t count, std::vector<Token>* tokens,
-                       std::vector<std::int64_t>* indptr);
+                       std::vector<std::int64_t>* indptr, const Poll& poll = {});
 
-/// Allowed sequences that each state can still reach; 0 for negative states. Checked states.
-void count_below(const ItemFilter& filter, const State* states, std::uint64_t count, std::int64_t* out);
+/// Allowed sequences that each state can still reach; 0 for negative states.
+/// \throws std::invalid_argument naming the first row with a state that the trie cannot have produced
+void count_below(const ItemFilter& filter, const State* states, std::uint64_t count, std::int64_t* out,
+                 const Poll& poll = {});
 
 }  // namespace gentrie
 

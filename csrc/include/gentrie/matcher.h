@@ -35,10 +35,9 @@ class Matcher {
     State state;
     bool finished;
     bool at_turn_end;
-    std::uint32_t spent_leaf;                         ///< the leaf this token spent, or kNone
+    std::uint32_t spent_leaf;                         ///< the leaf this token spent, or kNoLeaf
     std::shared_ptr<const std::vector<Spent>> spent;  ///< what an end of turn cleared
   };
-  static constexpr std::uint32_t kNone = 0xFFFFFFFF;
 
   std::shared_ptr<const Constraint> constraint_;
   Cursor cursor_;
@@ -46,13 +45,13 @@ class Matcher {
   std::vector<Undo> undo_;
 };
 
-/// Fills one row of a token bitmask (1 = allowed) of `num_words` 32-bit words, at least ceil(vocab_size / 32).
-/// Returns whether it forbids anything.
+/// Fills one row of a token bitmask (1 = allowed) of `num_words` 32-bit words. Returns whether it forbids anything.
+/// \throws std::invalid_argument for fewer than ceil(vocab_size / 32) words
 bool fill_bitmask(const Matcher& matcher, std::int32_t* words, std::uint64_t num_words);
 
 /// Fills row rows[i] of a bitmask for matchers[i]; rows are `row_stride` words apart.
 void fill_bitmasks(const std::vector<const Matcher*>& matchers, std::int32_t* bitmask, std::uint64_t num_words,
-                   std::int64_t row_stride, const std::int64_t* rows, int num_threads);
+                   std::int64_t row_stride, const std::int64_t* rows, int num_threads, const Poll& poll = {});
 
 }  // namespace gentrie
 

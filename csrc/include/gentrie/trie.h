@@ -7,7 +7,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -61,6 +60,13 @@ struct TrieHeader {
   std::int64_t end_token_id = kNoToken;
 };
 
+/// The file that a trie is mapped from, as it was when it was loaded.
+struct FileStamp {
+  std::string path;  ///< empty: none
+  std::uint64_t device = 0, inode = 0, size = 0;
+  std::int64_t seconds = 0, nanoseconds = 0;  ///< last written to
+};
+
 class ItemIndex;
 
 /// Rows that could not go on, as histories and matchers met them; a row counts at each call that meets it so.
@@ -81,7 +87,10 @@ class Trie {
  public:
   /// `storage` keeps the memory behind `arrays` alive. An empty fingerprint is computed from the contents.
   Trie(const TrieHeader& header, const ArrayTable& arrays, std::shared_ptr<const void> storage,
-       std::string fingerprint = {}, std::map<std::string, std::string> metadata = {});
+       std::string fingerprint = {}, std::map<std::string, std::string> metadata = {}, FileStamp file = {});
+  ~Trie();
+  Trie(const Trie&) = delete;
+  Trie& operator=(const Trie&) = delete;
 
   const TrieView& view() const { return view_; }
   const TrieHeader& header() const { return header_; }
@@ -96,8 +105,10 @@ class Trie {
   /// What the file was saved with; empty for a trie just built.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
-  /// Finds items by id; made at the first call (a pass over the items), then kept.
-  std::shared_ptr<const ItemIndex> item_index() const;
+  const FileStamp& file() const { return file_; }
+
+  /// Finds items by id; made at the first call (a pass over the items), then kept as long as the trie.
+  const ItemIndex& item_index(const Poll& poll = {}) const;
   std::uint64_t item_index_nbytes() const;  ///< 0 before that
 
   /// Counted for whoever watches over a service, who may keep it longer than the trie; nothing depends on it.
@@ -105,8 +116,10 @@ class Trie {
 
   /// Appends the tokens of one sequence (end token included). \throws std::out_of_range
   void append_sequence(std::uint32_t leaf, std::vector<Token>* tokens) const;
-  /// Visits every sequence in lexicographic order, which is not that of the leaves. \throws FormatError
-  void for_each_sequence(const std::function<void(std::uint32_t leaf, const std::vector<Token>& tokens)>& visit) const;
+  /// Visits every sequence in lexicographic order, which is not that of the leaves: as many as there are leaves, or
+  /// \throws FormatError
+  void for_each_sequence(const std::function<void(std::uint32_t leaf, const std::vector<Token>& tokens)>& visit,
+                         const Poll& poll = {}) const;
 
  private:
   TrieHeader header_;
@@ -116,17 +129,23 @@ class Trie {
   TrieView view_;
   std::string fingerprint_;
   std::map<std::string, std::string> metadata_;
-  mutable std::mutex item_index_mutex_;
-  mutable std::shared_ptr<const ItemIndex> item_index_;
+  FileStamp file_;
+  mutable std::atomic<const ItemIndex*> item_index_{nullptr};
+  mutable std::atomic<int> item_index_maker_{0};  ///< process of which a thread is making it; no lock, see item_index()
   std::shared_ptr<ClosedRows> closed_rows_ = std::make_shared<ClosedRows>();
 };
+
+/// Whether states and filters of one trie are those of the other: by the fingerprint, and, since a file that was not
+/// verified may claim any, by every count that bounds an index.
+bool is_same_catalog(const Trie& a, const Trie& b);
 
 /// Fingerprint from the header and one checksum per array.
 std::string fingerprint_of(const TrieHeader& header, const ArrayTable& arrays,
                            const std::array<std::uint64_t, kNumArrays>& checksums);
 
 /// XXH64 of each array's padded bytes, arrays side by side on up to `num_threads`.
-std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays, int num_threads = 1);
+std::array<std::uint64_t, kNumArrays> checksums_of(const ArrayTable& arrays, int num_threads = 1,
+                                                   const Poll& poll = {});
 
 }  // namespace gentrie
 

@@ -2,6 +2,7 @@
 #define GENTRIE_TYPES_H_
 
 #include <cstdint>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -24,6 +25,9 @@ inline constexpr State kOffTrie = -1;   ///< the history has left the trie
 inline constexpr State kFreeText = -2;  ///< outside any item
 
 inline constexpr Token kNoToken = -1;
+
+/// Called by the calling thread now and then during long work (at least ten times a second); may throw to stop it.
+using Poll = std::function<void()>;
 
 /// A file that is not ours, is damaged, or is of a newer format.
 class FormatError : public std::runtime_error {

@@ -28,7 +28,8 @@ struct EdgeRange {
 };
 
 /// The trie's arrays, not owned; trivially copyable. Lookups allocate nothing and do not throw, and no value read from
-/// an array is used as an index before it is bounded: a damaged file can give a wrong answer, never a read outside.
+/// an array is used as an index before it is bounded: a damaged file can give a wrong answer, never a read outside. Nor
+/// can it lead in circles: an edge is only followed to a node with a higher number.
 ///
 /// Only branching nodes exist (and the root). An edge carries its first token; the tokens that are forced after it
 /// (its run) belong to its target, a node or a leaf. Nodes are numbered level by level, so the k-th edge that leads to
@@ -183,7 +184,7 @@ struct TrieView {
     std::uint64_t target;
     if (edge_to_node.test(edge)) {
       target = next_node(edge);
-      if (target >= num_nodes) return kOffTrie;
+      if (target >= num_nodes || target <= node) return kOffTrie;
     } else {
       const std::uint32_t leaf = leaf_at(node, range.begin, edge);
       if (leaf >= num_leaves) return kOffTrie;
@@ -254,6 +255,13 @@ struct TrieView {
     }
     const std::uint64_t begin = std::min<std::uint64_t>(item_indptr[leaf], num_items);
     return {begin, std::max(begin, std::min<std::uint64_t>(item_indptr[leaf + 1], num_items))};
+  }
+  /// Item entries of adjacent leaves, which are adjacent too. Where single leaves of a damaged file claim the same
+  /// entries, each entry is still in the range once.
+  std::pair<std::uint64_t, std::uint64_t> items_of_leaves(LeafRange leaves) const {
+    if (leaves.size() == 0) return {0, 0};
+    const std::uint64_t begin = items_of_leaf(leaves.begin).first;
+    return {begin, std::max(begin, items_of_leaf(leaves.end - 1).second)};
   }
   std::int64_t item_id(std::uint64_t entry) const {
     return item_id_bytes == 4 ? static_cast<const std::int32_t*>(item_ids)[entry]
