@@ -88,7 +88,7 @@ void test_radix_sort() {
       keys.push_back((rng() & mask) | common);
       rows.emplace_back(keys.back(), static_cast<std::uint32_t>(i));
     }
-    gentrie::radix_sort(rows.data(), count, scratch.data());
+    gentrie::radix_sort(rows.data(), count, scratch.data(), [] {});
     std::set<std::uint32_t> seen;
     for (std::uint64_t i = 0; i < count; ++i) {
       assert(i == 0 || rows[i - 1].key() <= rows[i].key());

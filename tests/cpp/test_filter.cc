@@ -137,7 +137,9 @@ void test_damaged_files(const std::string& path) {
     }
     const std::string altered = path + ".altered";
     std::ofstream(altered, std::ios::binary) << bytes;
-    const TriePtr trie = gentrie::load_trie(altered, {gentrie::Verify::kNever});
+    gentrie::LoadOptions unverified;
+    unverified.verify = gentrie::Verify::kNever;
+    const TriePtr trie = gentrie::load_trie(altered, unverified);
     const ItemFilter::Ptr filter = filter_of(trie, some_of(ids, rng));
     walk(*filter);
     walk(*denied(*~*filter, some_of(ids, rng)));

@@ -29,7 +29,7 @@ struct LoadOptions {
   bool prefault = false;  ///< read the whole file into memory now, not page by page at the first lookups
   bool copy = false;      ///< read the file into memory of its own, which whoever writes to the file cannot change
   int num_threads = 0;    ///< for verifying; 0: default_num_threads()
-  Poll poll;
+  Poll poll = {};
 };
 
 /// Maps a file written by save_trie(). Header and array table are always checked. While it is mapped the file must not
