@@ -95,6 +95,15 @@ def behind_last(history: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     return torch.where(is_here, torch.arange(width, length + 1, device=history.device), -1).amax(1)
 
 
+def behind_padding(history: torch.Tensor, starts: torch.Tensor, is_foreign: torch.Tensor) -> torch.Tensor:
+    """Where responses int64 [B] begin: at the last of the starts, where up to there stands one token over and over,
+    with which no item begins (bool [B]); otherwise at the row's own."""
+    place, last = torch.arange(history.shape[1], device=history.device), starts.max()
+    first = history.gather(1, starts.clamp(0, history.shape[1] - 1).unsqueeze(1))
+    is_same = ((history == first) | (place < starts.unsqueeze(1)) | (place >= last)).all(1)
+    return torch.where(is_same & is_foreign & (starts >= 0), last, starts)
+
+
 def _behind_control(
     history: torch.Tensor, length: torch.Tensor, begin_token_id: int, is_eos: torch.Tensor
 ) -> torch.Tensor:

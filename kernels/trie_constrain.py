@@ -19,7 +19,7 @@ import torch
 
 from gentrie.kernels import reference
 from gentrie.kernels._operations import or_torch, register
-from gentrie.kernels._trie import FREE_TEXT, OFF_TRIE, descriptor_row, gated
+from gentrie.kernels._trie import FREE_TEXT, OFF_TRIE, advance, checked, descriptor_row, gated
 from gentrie.kernels._triton import ceil_div, power_of_two, tl, triton
 from gentrie.kernels.trie_mask import allowed_columns, best_forbidden, is_used_up, mask_rows, may_follow, usable
 from gentrie.kernels.trie_walk import _trie_walk, walked
@@ -52,6 +52,44 @@ def _behind_last(ids, token_stride, end, after, num_after, BLOCK: tl.constexpr):
         found = tl.max(tl.where(same > 0, place, -1), 0)
         high -= BLOCK
     return found
+
+
+@triton.jit
+def _behind_padding(
+    trie,
+    history,
+    history_stride,
+    ids,
+    token_stride,
+    num_rows,
+    end,
+    start,
+    after,
+    num_after,
+    TOKENS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Where a response begins whose row has ``after`` before ``start``: where the widest prompt ends, if up to there
+    stands one token over and over that no item begins with; otherwise at ``start``."""
+    state = checked(trie, tl.zeros([], tl.int64))
+    pad = tl.load(ids + start * token_stride, mask=(start >= 0) & (start < end), other=0)
+    if (state >= 0) & (start >= 0) & (start < end):
+        state = advance(trie, state, pad, LANES)
+    last = start
+    if (state < 0) & (start >= 0) & (start < end):
+        row = tl.zeros([], tl.int64)
+        while row < num_rows:
+            behind = _behind_last(history + row * history_stride, token_stride, end, after, num_after, TOKENS)
+            last = tl.maximum(last, behind)
+            row += 1
+    low = start
+    is_padding = last > start
+    while (low < last) & is_padding:
+        place = low + tl.arange(0, TOKENS).to(tl.int64)
+        token = tl.load(ids + place * token_stride, mask=place < last, other=0)
+        is_padding = tl.max(((place < last) & (token != pad)).to(tl.int32), 0) == 0
+        low += TOKENS
+    return tl.where(is_padding, last, start)
 
 
 @triton.jit
@@ -126,6 +164,9 @@ def trie_constrain_kernel(
         start = tl.load(starts + row // (num_rows // num_starts))
     elif after is not None:
         start = _behind_last(ids, token_stride, end, after, num_after, TOKENS)
+        start = _behind_padding(
+            trie, history, history_stride, ids, token_stride, num_rows, end, start, after, num_after, TOKENS, LANES
+        )
     state = walked(trie, allow, ids, token_stride, end, start, begin_token, eos, num_eos, TOKENS, LANES, EOS)
 
     is_free = state == FREE_TEXT
@@ -254,7 +295,8 @@ def _trie_constrain(
         int64 [S], where each response begins; rows [i * B / S, (i + 1) * B / S) take entry i.
     after
         int64 [A]: where ``starts`` is None, responses begin behind the last occurrence of these tokens; rows without
-        one are off the trie. None too: *triggered*, see ``trie_walk``.
+        one are off the trie. Where the widest prompt ends further on, and up to there stands one token over and over
+        that no item begins with, that is padding. None too: *triggered*, see ``trie_walk``.
     begin_token_id, eos_token_ids, dead_may_end
         As in ``trie_walk`` and ``trie_mask``.
     faults
@@ -276,11 +318,14 @@ def _trie_constrain(
     masked = logits.clone(memory_format=torch.contiguous_format)
     if not rows:
         return masked
-    if starts is None and after is not None:
-        starts = reference.behind_last(history, after)
     each_start = None if starts is None else starts.repeat_interleave(rows // len(starts))
     each_filter = None if filter_index is None else filter_index.repeat_interleave(rows // len(filter_index))
     tries = descriptors, trie_index, filters, each_filter
+    if starts is None and after is not None and history.shape[1]:
+        each_start = reference.behind_last(history, after)
+        first = history.gather(1, each_start.clamp(0, history.shape[1] - 1).unsqueeze(1))
+        begun = _trie_walk(first, None, torch.zeros_like(each_start), begin_token_id, eos_token_ids, *tries)
+        each_start = reference.behind_padding(history, each_start, begun < 0)
     states = _trie_walk(history, None, each_start, begin_token_id, eos_token_ids, *tries)
     has_nan = mask_rows(masked, states, begin_token_id, eos_token_ids, dead_may_end, *tries)
     faults[0] |= (states == reference.OFF_TRIE).all()

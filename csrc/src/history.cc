@@ -96,6 +96,57 @@ std::uint64_t mask_rows(const AllowedRows& allowed, Token begin_token, const Sco
   return first_nan;
 }
 
+/// Whether `after`, written before an item, would be found again at a later place: inside the item or across its
+/// beginning. An end token does not count: what ends with it is over.
+bool stands_inside(const TrieView& view, const std::vector<Token>& after) {
+  const std::size_t length = after.size();
+  // longest[n]: of the proper beginnings of the first n tokens, the longest that they also end with.
+  std::vector<std::size_t> longest(length + 1, 0);
+  const auto next = [&](std::size_t matched, Token token) {
+    while (matched == length || after[matched] != token) {
+      if (matched == 0) return matched;
+      matched = longest[matched];
+    }
+    return matched + 1;
+  };
+  for (std::size_t n = 1; n < length; ++n) longest[n + 1] = next(longest[n], after[n]);
+
+  const auto is_foreign = [&](Token token) { return view.index_of(token) == view.num_tokens; };
+  if (is_foreign(after.back())) return false;
+  if (std::any_of(after.begin(), after.end(), is_foreign)) {  // only across the beginning
+    for (std::size_t n = longest[length]; n > 0; n = longest[n]) {
+      const std::vector<std::int64_t> rest(after.begin() + static_cast<std::ptrdiff_t>(n), after.end());
+      std::uint64_t used = 0;
+      if (view.walk(kRoot, rest.data(), rest.size(), &used) >= 0 && used == rest.size() &&
+          after.back() != view.end_token) {
+        return true;
+      }
+    }
+    return false;
+  }
+  if (after.back() == view.end_token) return false;
+  // Nodes are numbered level by level, so that what leads to one is known when it is reached.
+  std::vector<std::size_t> matched(view.num_nodes, 0);
+  if (view.num_nodes > 0) matched[0] = longest[length];
+  std::uint64_t tokens_left = view.num_edges + view.num_run_tokens;  // a damaged trie may say more
+  for (std::uint32_t node = 0; node < view.num_nodes; ++node) {
+    const EdgeRange range = view.edges(node);
+    for (std::uint32_t edge = range.begin; edge < range.end; ++edge) {
+      std::size_t here = next(matched[node], view.token_at(view.edge_token_index(edge)));
+      State state = view.follow(node, range, edge);
+      while (here < length && state >= 0 && TrieView::remaining_of(state) > 0 && tokens_left > 0) {
+        --tokens_left;
+        const Token token = view.next_run_token(state);
+        here = next(here, token);
+        state = view.advance(state, token);
+      }
+      if (here == length) return true;
+      if (state >= 0 && TrieView::target_of(state) < view.num_nodes) matched[TrieView::target_of(state)] = here;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 bool AllowedRows::is_unconstrained() const {
@@ -120,7 +171,20 @@ std::uint64_t AllowedRows::first_closed() const {
 
 HistoryReader::HistoryReader(std::vector<std::shared_ptr<const Constraint>> constraints, std::vector<Token> after,
                              OnDead on_dead)
-    : constraints_(std::move(constraints)), after_(std::move(after)), on_dead_(on_dead) {}
+    : constraints_(std::move(constraints)), after_(std::move(after)), on_dead_(on_dead) {
+  const Trie* checked = nullptr;
+  for (const auto& constraint : constraints_) {
+    if (after_.empty() || constraint->trie().get() == checked) continue;
+    checked = constraint->trie().get();
+    if (!stands_inside(checked->view(), after_)) continue;
+    std::string tokens;
+    for (const Token token : after_) tokens += (tokens.empty() ? "" : ", ") + std::to_string(token);
+    throw std::invalid_argument(
+        "after=[" + tokens +
+        "] also stands inside the catalog's sequences or across their beginning, so that it does not tell where a "
+        "response begins: give more of the tokens that stand before it, or prompt_length");
+  }
+}
 
 const Constraint& HistoryReader::constraint(const HistoryBatch& batch, std::uint64_t row) const {
   return *constraints_[entry_of(row, batch.rows, constraints_.size())];
@@ -168,31 +232,46 @@ Cursor HistoryReader::read_triggered(const Constraint& constraint, const std::in
   return cursor;
 }
 
-std::uint64_t HistoryReader::response_begin(const HistoryBatch& batch, std::uint64_t row) const {
-  const std::int64_t* ids = batch.ids + row * batch.length;
-  if (!after_.empty()) {
-    const std::int64_t* const end = ids + batch.length;
-    const std::int64_t* const found = std::find_end(ids, end, after_.begin(), after_.end());
-    if (found == end) {
-      throw std::invalid_argument("input_ids[" + std::to_string(row) + "] does not hold the token sequence `after`");
+std::vector<std::uint64_t> HistoryReader::response_begins(const HistoryBatch& batch) const {
+  std::vector<std::uint64_t> begins(batch.rows);
+  std::uint64_t last = 0;
+  for (std::uint64_t row = 0; row < batch.rows; ++row) {
+    const std::int64_t* const ids = batch.ids + row * batch.length;
+    if (!after_.empty()) {
+      const std::int64_t* const end = ids + batch.length;
+      const std::int64_t* const found = std::find_end(ids, end, after_.begin(), after_.end());
+      if (found == end) {
+        throw std::invalid_argument("input_ids[" + std::to_string(row) + "] does not hold the token sequence `after`");
+      }
+      begins[row] = static_cast<std::uint64_t>(found - ids) + after_.size();
+      last = std::max(last, begins[row]);
+      continue;
     }
-    return static_cast<std::uint64_t>(found - ids) + after_.size();
+    const std::int64_t begin = batch.prompt_lengths[entry_of(row, batch.rows, batch.num_prompt_lengths)];
+    if (begin < 0 || static_cast<std::uint64_t>(begin) > batch.length) {
+      throw std::invalid_argument("prompt_length=" + std::to_string(begin) + " of row " + std::to_string(row) +
+                                  " is outside [0, " + std::to_string(batch.length) + "], the length of input_ids");
+    }
+    begins[row] = static_cast<std::uint64_t>(begin);
   }
-  const std::int64_t begin = batch.prompt_lengths[entry_of(row, batch.rows, batch.num_prompt_lengths)];
-  if (begin < 0 || static_cast<std::uint64_t>(begin) > batch.length) {
-    throw std::invalid_argument("prompt_length=" + std::to_string(begin) + " of row " + std::to_string(row) +
-                                " is outside [0, " + std::to_string(batch.length) + "], the length of input_ids");
+  // All prompts are as wide as the widest: up to where that ends, one token over and over that no item begins with is
+  // padding. Behind that it is a response that has left the trie.
+  for (std::uint64_t row = 0; row < batch.rows && !after_.empty(); ++row) {
+    const std::int64_t* const begin = batch.ids + row * batch.length + begins[row];
+    const std::int64_t* const end = batch.ids + row * batch.length + last;
+    if (begin < end && constraint(batch, row).view().advance(kRoot, narrowed(*begin)) == kOffTrie &&
+        std::all_of(begin, end, [begin](std::int64_t id) { return id == *begin; })) {
+      begins[row] = last;
+    }
   }
-  return static_cast<std::uint64_t>(begin);
+  return begins;
 }
 
-Cursor HistoryReader::read(const HistoryBatch& batch, std::uint64_t row) const {
+Cursor HistoryReader::read(const HistoryBatch& batch, std::uint64_t row, std::uint64_t begin) const {
   const Constraint& rules = constraint(batch, row);
-  const std::int64_t* ids = batch.ids + row * batch.length;
-  if (rules.is_triggered()) return read_triggered(rules, ids, batch.length);
   Cursor cursor = rules.start();
-  for (std::uint64_t at = response_begin(batch, row); at < batch.length && !cursor.finished; ++at) {
-    rules.advance(&cursor, narrowed(ids[at]));
+  for (std::uint64_t at = begin; at < batch.length && !cursor.finished; ++at) {
+    rules.advance(&cursor, narrowed(batch.ids[row * batch.length + at]));
   }
   return cursor;
 }
@@ -212,8 +291,11 @@ AllowedRows HistoryReader::allowed(const HistoryBatch& batch) const {
   rows.verdicts.reserve(batch.rows);
   rows.spans.reserve(batch.rows);
   Cursor previous;
+  const bool is_triggered = constraints_.front()->is_triggered();
+  const std::vector<std::uint64_t> begins = is_triggered ? std::vector<std::uint64_t>() : response_begins(batch);
   for (std::uint64_t row = 0; row < batch.rows; ++row) {
-    Cursor cursor = read(batch, row);
+    Cursor cursor = is_triggered ? read_triggered(constraint(batch, row), batch.ids + row * batch.length, batch.length)
+                                 : read(batch, row, begins[row]);
     // Beams start out in the same place: list the tokens of a wide node once.
     const bool same = row > 0 && constraints_.size() == 1 && cursor.state == previous.state &&
                       cursor.finished == previous.finished && cursor.spent.empty() && previous.spent.empty();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import hypothesis.strategies as st
@@ -110,7 +111,7 @@ def test_masks_by_definition(case: Case, data: st.DataObject, dtype: torch.dtype
 def test_response_behind_a_token_sequence(case: Case, data: st.DataObject):
     rows, prompts = data.draw(batches(case))
     marked = [[*row[:prompt], OUTSIDER, BEGIN, *row[prompt:]] for row, prompt in zip(rows, prompts, strict=True)]
-    histories = [row[prompt:] for row, prompt in zip(rows, prompts, strict=True)]
+    histories = [unpadded(case, row[prompt:], max(prompts) - prompt) for row, prompt in zip(rows, prompts, strict=True)]
     places = [case.rules.read(history)[0] for history in histories]
     # The last occurrence counts, and histories may hold one of their own.
     if any((OUTSIDER, BEGIN) in itertools.pairwise(history) for history in histories) or all(
@@ -121,6 +122,77 @@ def test_response_behind_a_token_sequence(case: Case, data: st.DataObject):
     scores = torch.randn(len(rows), case.catalog.vocab_size)
     allowed = [case.rules.allowed(history, case.catalog.vocab_size) for history in histories]
     assert same_bits(processor(torch.tensor(marked), scores), expected_scores(scores, allowed, 10**9))
+
+
+def unpadded(case: Case, history: list[int], width: int) -> list[int]:
+    """A history without its first ``width`` tokens, if they are padding."""
+    padding = set(history[:width])
+    return history[width:] if len(padding) == 1 and not padding & set(case.rules.oracle.next_tokens(())) else history
+
+
+def test_padding_on_the_right_is_passed_over():
+    trie = TokenTrie.from_sequences([[40, 41], [42]], vocab_size=48, end_token_id=1)
+    processor = TrieLogitsProcessor(trie, after=[30, 31])
+
+    def allowed(*rows: list[int]) -> list[list[int]]:
+        masked = processor(torch.tensor(rows), torch.zeros(len(rows), 48))
+        return [row.isfinite().nonzero().flatten().tolist() for row in masked]
+
+    for pad in (0, 1):  # of its own, or the end token
+        assert allowed([20, 30, 31, pad, pad], [21, 22, 23, 30, 31]) == [[40, 42]] * 2
+        assert allowed([20, 30, 31, pad, pad, 40], [21, 22, 23, 30, 31, 42]) == [[41], [1]]
+        # Behind the widest prompt nothing is padding: that response has left the trie.
+        assert allowed([20, 30, 31, pad, pad, pad], [21, 22, 23, 30, 31, 40]) == [[1], [41]]
+    assert allowed([20, 30, 31, 0, 7], [21, 22, 23, 30, 31]) == [[1], [40, 42]]  # not one token over and over
+    assert allowed([20, 30, 31, 40], [21, 22, 30, 31]) == [[41], [40, 42]]  # a prompt that begins an item
+
+
+@pytest.mark.parametrize(
+    ("after", "is_inside"),
+    [
+        ([7], True),  # a line break behind each title
+        ([6], True),
+        ([5, 6], True),
+        ([6, 7], True),
+        ([9, 9], True),  # in a run
+        ([8, 8, 5], False),
+        ([30, 5, 30, 5], True),  # only across the beginning: [30, 5, 30, 5], then 30, 5 of the item
+        ([5, 30, 5], True),
+        ([30, 7], False),
+        ([7, 30], False),
+        ([5, 7], True),
+        ([1], False),  # the end token: what ends with it is over
+        ([7, 1], False),
+        ([6, 30, 6], False),
+    ],
+)
+def test_a_sequence_that_also_stands_inside_items_is_refused(after: list[int], is_inside: bool):
+    rows = [[5, 6, 7], [5, 8, 9, 9, 4, 7], [8, 5, 7], [30, 5, 7], [5, 8, 9, 3, 7]]
+    trie = TokenTrie.from_sequences(rows, vocab_size=40, end_token_id=1)
+    # By definition: written before an item, it is found at a later place too.
+    texts = [[*after, *row] for row in rows]
+    assert is_inside == any(
+        text[at : at + len(after)] == after for text in texts for at in range(1, len(text) - len(after) + 1)
+    )
+    if is_inside:
+        with pytest.raises(ValueError, match=r"after=\[.*\] also stands inside the catalog's sequences"):
+            TrieLogitsProcessor(trie, after=after)
+    else:
+        TrieLogitsProcessor(trie, after=after)
+
+
+@given(st.data())
+def test_what_stands_inside_items_is_found(data: st.DataObject):
+    tokens = st.lists(st.integers(2, 4), min_size=1, max_size=6)
+    rows = data.draw(st.lists(tokens, min_size=1, max_size=5))
+    after = data.draw(st.lists(st.integers(2, 5), min_size=1, max_size=4))
+    trie = TokenTrie.from_sequences(rows, vocab_size=6, end_token_id=1)
+    texts = [[*after, *row] for row in rows]
+    is_inside = any(
+        text[at : at + len(after)] == after for text in texts for at in range(1, len(text) - len(after) + 1)
+    )
+    with pytest.raises(ValueError, match="also stands inside") if is_inside else nullcontext():
+        TrieLogitsProcessor(trie, after=after)
 
 
 TRIE = TokenTrie.from_sequences([[5, 6], [5, 7], [8]], vocab_size=10, end_token_id=4)

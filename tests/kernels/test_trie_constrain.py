@@ -89,7 +89,9 @@ def test_constrains_as_a_walk_and_a_mask(device: str, dtype: torch.dtype, data: 
         filter_index.to(device),
     )
     if after is not None:
-        starts = torch.tensor([last_behind(row, after.tolist()) for row in history.tolist()])
+        tries = {first: case.trie, second: other}
+        own = [tries.get(row) for row, _ in chosen for _ in range(size)]
+        starts = torch.tensor(starts_behind(history.tolist(), after.tolist(), own))
     elif starts is not None:
         starts = starts.repeat_interleave(size)
     expected = walked_and_masked(
@@ -107,10 +109,46 @@ def test_constrains_as_a_walk_and_a_mask(device: str, dtype: torch.dtype, data: 
     assert faults == expected[1]
 
 
+def starts_behind(rows: list[list[int]], after: list[int], tries: list[TokenTrie | None]) -> list[int]:
+    """The same for rows that may be padded on the right."""
+    starts = [last_behind(row, after) for row in rows]
+    widest = max(starts)
+    is_padded = [
+        0 <= start < widest
+        and len(set(row[start:widest])) == 1
+        and (trie is None or row[start] >= trie.vocab_size or trie.advance(0, row[start]) < 0)
+        for row, start, trie in zip(rows, starts, tries, strict=True)
+    ]
+    return [widest if padded else start for start, padded in zip(starts, is_padded, strict=True)]
+
+
 def last_behind(row: list[int], after: list[int]) -> int:
     """Where a response behind ``after`` begins; -1: nowhere."""
     width = len(after)
     return max((end for end in range(width, len(row) + 1) if row[end - width : end] == after), default=-1)
+
+
+def test_padding_on_the_right_is_passed_over(device: str):
+    trie = TokenTrie.from_sequences([[5, 6], [7, 8]], vocab_size=10)
+    resident = DeviceTrie(trie, device)
+    eos, after = torch.tensor([EOS], device=device), torch.tensor([2, 3], device=device)
+    rows = [[2, 3, 0, 0], [9, 9, 2, 3], [2, 3, 5, 6], [2, 3, 0, 9], [9, 2, 3, 0]]
+    for tail, expected in (([], [[5, 7], [5, 7], [EOS], [EOS], [5, 7]]), ([0], [[EOS]] * 5)):
+        history = torch.tensor([row + tail for row in rows], device=device)
+        given = (
+            history,
+            torch.zeros(5, 10, device=device),
+            None,
+            after,
+            -1,
+            eos,
+            True,
+            resident.descriptors,
+            *[None] * 3,
+        )
+        for function in (launch_trie_constrain, trie_constrain):
+            masked, _ = found_by(function, given)
+            assert [torch.nonzero(row == 0)[:, 0].tolist() for row in masked.cpu()] == expected
 
 
 @pytest.mark.parametrize("length", [513, 1600])
@@ -121,6 +159,7 @@ def test_histories_longer_than_a_block(device: str, length: int):
     eos = torch.tensor([EOS], device=device)
     places = torch.tensor([2, 3, 514, 515, length, length - 510, length - 511, length - 512]).clamp(2, length)
     history = torch.full((len(places), length), 9)
+    history[:, ::2] = 4  # no padding, which is one token over and over
     history[torch.arange(len(places)), places - 1] = 3
     history[torch.arange(len(places)), places - 2] = 2
     logits = torch.zeros(len(places), 10, device=device)

@@ -41,7 +41,8 @@ enum class OnDead { kEos, kNothing };
 class HistoryReader {
  public:
   /// One constraint for all rows, or one for every rows / size adjacent ones. `after`: where not empty, the response
-  /// begins behind its last occurrence.
+  /// begins behind its last occurrence, or, where padding follows that, where the widest prompt ends.
+  /// \throws std::invalid_argument if `after` also stands inside the sequences of a trie
   HistoryReader(std::vector<std::shared_ptr<const Constraint>> constraints, std::vector<Token> after, OnDead on_dead);
 
   std::uint64_t num_constraints() const { return constraints_.size(); }
@@ -50,13 +51,13 @@ class HistoryReader {
 
   /// \throws std::invalid_argument naming the row: no occurrence of `after`, a prompt length beyond the history, a
   ///   number of rows that does not fit the constraints.
-  Cursor read(const HistoryBatch& batch, std::uint64_t row) const;
   AllowedRows allowed(const HistoryBatch& batch) const;
 
  private:
   const Constraint& constraint(const HistoryBatch& batch, std::uint64_t row) const;
   Cursor read_triggered(const Constraint& constraint, const std::int64_t* ids, std::uint64_t length) const;
-  std::uint64_t response_begin(const HistoryBatch& batch, std::uint64_t row) const;
+  std::vector<std::uint64_t> response_begins(const HistoryBatch& batch) const;
+  Cursor read(const HistoryBatch& batch, std::uint64_t row, std::uint64_t begin) const;
 
   std::vector<std::shared_ptr<const Constraint>> constraints_;
   std::vector<Token> after_;

@@ -58,7 +58,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         Where the response begins in ``input_ids``: the padded width of the prompts; 1 for encoder-decoders. One int,
         or one a row or a prompt.
     after
-        Token ids; the response begins behind their last occurrence in each row.
+        Token ids; the response begins behind their last occurrence in each row. In a batch padded on the right, where
+        the longest prompt ends with them, the padding behind them is passed over. They must not stand inside items.
     unique
         True: a sequence given since the last end of turn is not given again. ``"item"``: given as often as the
         catalog lists it. A branch with nothing left is closed, and in the end the begin token is.
@@ -73,9 +74,9 @@ class TrieLogitsProcessor(LogitsProcessor):
     Raises
     ------
     ValueError, TypeError
-        For arguments that contradict each other, control tokens outside the vocabulary or inside the catalog's
-        sequences; at a call for scores narrower than the vocabulary, several devices, NaN as the score of a token
-        that an item may go on with, and as ``on_dead`` says.
+        For arguments that contradict each other, control tokens outside the vocabulary, control tokens or ``after``
+        inside the catalog's sequences; at a call for scores narrower than the vocabulary, several devices, NaN as the
+        score of a token that an item may go on with, and as ``on_dead`` says.
     """
 
     def __init__(
