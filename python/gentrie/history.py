@@ -154,7 +154,7 @@ class HistoryRules:
         if ids.dtype is not sys.modules["torch"].int64 or not ids.is_contiguous():
             ids = ids.long().contiguous()
         rows, length = ids.shape
-        return reader.allowed(ids.data_ptr(), rows, length, prompt_lengths), ids
+        return reader.allowed(_validate.address("input_ids", ids), rows, length, prompt_lengths), ids
 
     def _refuse_closed(self, allowed: _core.AllowedRows, ids: torch.Tensor) -> None:
         if self.on_dead == "error":

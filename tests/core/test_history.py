@@ -252,6 +252,32 @@ def test_bad_calls_are_named(ids: Any, scores: Any, kind: type[Exception], parts
     assert all(part in str(error.value) for part in parts), error.value
 
 
+def test_tensors_without_memory_of_their_own_are_refused():
+    processor = TrieLogitsProcessor(TRIE, prompt_length=0)
+    ids = torch.zeros(1, 0).long()
+    zeros = torch._efficientzerotensor((1, 10))
+    if zeros.contiguous().data_ptr():  # what torch makes of them differs between releases
+        assert processor(ids, zeros).isfinite().nonzero()[:, 1].tolist() == [5, 8]
+    else:
+        with pytest.raises(TypeError, match="scores is a Tensor without data in memory"):
+            processor(ids, zeros)
+    with torch._subclasses.FakeTensorMode(), pytest.raises(TypeError, match="is a FakeTensor without data in memory"):
+        processor(torch.zeros(1, 1).long(), torch.zeros(1, 10))
+
+
+def test_a_negated_view_is_read_as_its_values():
+    scores = torch.view_as_complex(torch.arange(20.0).reshape(1, 10, 2)).conj().imag
+    assert scores.is_neg()
+    masked = TrieLogitsProcessor(TRIE, prompt_length=0)(torch.zeros(1, 0).long(), scores)
+    assert masked[0, [5, 8]].tolist() == [-11, -17]
+
+
+def test_a_models_end_token_inside_an_item_is_refused():
+    for eos in ([4, 6], 6):
+        with pytest.raises(ValueError, match="eos_token_id=6 is also a token of the catalog's sequences"):
+            TrieLogitsProcessor(TRIE, prompt_length=0, eos_token_id=eos)
+
+
 def test_a_row_without_the_sequence_it_begins_after_is_named():
     with pytest.raises(ValueError, match=r"input_ids\[1\].*after"):
         TrieLogitsProcessor(TRIE, after=[3, 3])(torch.tensor([[3, 3], [3, 2]]), torch.zeros(2, 10))

@@ -53,7 +53,9 @@ class TrieLogitsProcessor(LogitsProcessor):
         An item begins behind each of these tokens.
     eos_token_id
         Token or tokens that end the response or the turn. Default in a whole response: the trie's end token. When
-        triggered, give the model's: ``unique`` and ``on_dead="eos"`` need it.
+        triggered, give the model's: ``unique`` and ``on_dead="eos"`` need it. ``generate`` ends a row at any of
+        ``model.generation_config.eos_token_id``, and a processor is not told which those are: where one of them might
+        be a token of an item (semantic ids), give them all, and one that is will be refused instead of cutting items.
     prompt_length
         Where the response begins in ``input_ids``: the padded width of the prompts; 1 for encoder-decoders. One int,
         or one a row or a prompt.
@@ -124,12 +126,12 @@ class TrieLogitsProcessor(LogitsProcessor):
         if not is_on_cpu:
             masked = mask_with_torch(allowed, self._rules.begin_token_id, values)
             return masked  # type: ignore[return-value]
-        values = values.contiguous()
+        values = values.resolve_neg().contiguous()
         masked, width = torch.empty_like(values), values.shape[1]
         wrong = _core.mask_scores(
             allowed,
             self._rules.begin_token_id,
-            values.data_ptr(),
+            _validate.address("scores", values),
             masked.data_ptr(),
             width,
             values.element_size(),
