@@ -121,6 +121,9 @@ def test_json_of_tokens(build: Build, tmp_path: Path, tokenizer: Path) -> None:
     a, c = fast_tokenizer().convert_tokens_to_ids(["a", "c"])
     assert TokenTrie.load(build.output).resolve([a, c]).tolist() == [41]
     assert "need --tokenizer" in error("build", path, "--vocab-size", 10, "-o", build.output)
+    same = ("build", _written(path, '{"4": [1], "5": [2], "6": [1]}'), "--vocab-size", 10, "-o", build.output)
+    assert "1 items have the tokens of an earlier one, such as 4 and 6" in error(*same, "--on-collision", "error")
+    assert "items 4, 6: tokens 1\n" in run(*same, "--on-collision", "list").stdout
     assert "need --vocab-size" in error("build", _written(path, '{"40": [1]}'), "-o", build.output)
     message = error("build", _written(path, '{"4": [1], "5": [77]}'), "--vocab-size", 10, "-o", build.output)
     assert "ids.json, key '5': token 77" in message

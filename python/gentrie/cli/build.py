@@ -193,6 +193,12 @@ def build(
             _refuse("tokens", template=template, context=context)
             with _errors_name_options(source, found.places):
                 trie = _from_tokens(source, found, loaded, vocab_size, end, memory_limit=limit, progress=show)
+            if on_collision is OnCollision.error and trie.num_items > trie.num_sequences:
+                shared = trie.collisions()[2]
+                raise ValueError(
+                    f"{source}: {trie.num_items - trie.num_sequences:,} items have the tokens of an earlier one, such "
+                    f"as {shared[0]} and {shared[1]}; --on-collision list shows them"
+                )
         else:
             titles = found
             if titles.skipped:
