@@ -53,7 +53,7 @@ def trie(name: str, value: object) -> TokenTrie:
         advice = f": {name}=TokenTrie.load({value!r}) reads a file"
     elif isinstance(value, Sequence | np.ndarray):
         advice = ": TokenTrie.from_sequences builds one from token ids"
-    raise TypeError(f"{name} is a {type(value).__name__}, expected a gentrie.TokenTrie{advice}")
+    raise TypeError(f"{name} is a {type(value).__name__}, expected a TokenTrie{advice}")
 
 
 def model_vocab_size(value: object, trie_vocab_size: int) -> int:

@@ -181,7 +181,7 @@ def test_copies_are_forks_and_the_trie_stays():
     [
         ("items.safetensors", r"trie is a str.*TokenTrie\.load\('items\.safetensors'\)"),
         ([[1, 2]], r"trie is a list.*from_sequences"),
-        (None, "trie is a NoneType, expected a gentrie.TokenTrie"),
+        (None, "trie is a NoneType, expected a TokenTrie"),
     ],
 )
 def test_what_is_no_trie_is_refused(trie: object, part: str):

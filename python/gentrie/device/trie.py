@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gentrie import _core
+from gentrie import _core, _validate
 from gentrie.item_filter import ItemFilter
 from gentrie.kernels.tables import ARRAYS, FilterTables, TrieTables, make_descriptors
 from gentrie.trie import TokenTrie
@@ -56,8 +56,7 @@ class DeviceTrie:
     """
 
     def __init__(self, trie: TokenTrie, device: torch.device | str, *, items: bool = False) -> None:
-        if not isinstance(trie, TokenTrie):
-            raise TypeError(f"trie is a {type(trie).__name__}, expected a TokenTrie")
+        _validate.trie("trie", trie)
         self.trie, self.device = trie, torch.empty(0, device=device).device
         host = _host_arrays(trie, items)
         self.arrays = _on_device(host, self.device)

@@ -105,8 +105,7 @@ def warmup(
     OSError
         If the folder cannot be written.
     """
-    if not isinstance(trie, TokenTrie):
-        raise TypeError(f"trie is a {type(trie).__name__}, expected a TokenTrie")
+    _validate.trie("trie", trie)
     if dtype not in _DTYPES:
         raise ValueError(f"dtype={dtype} is not one of {', '.join(map(str, _DTYPES))}")
     shapes = Shapes(

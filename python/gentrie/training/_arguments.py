@@ -108,9 +108,7 @@ def weights(name: str, value: object, shape: tuple[int, ...], device: torch.devi
 
 def trie(value: object) -> TokenTrie:
     """A trie."""
-    if not isinstance(value, TokenTrie):
-        raise TypeError(f"trie is a {type(value).__name__}, expected a gentrie.TokenTrie")
-    return value
+    return _validate.trie("trie", value)
 
 
 def catalog(trie_given: object, item_filter: Any) -> FilteredTrie:

@@ -65,8 +65,7 @@ class ItemCollator:
     _warned: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.trie, TokenTrie):
-            raise TypeError(f"trie is a {type(self.trie).__name__}, expected a TokenTrie")
+        _validate.trie("trie", self.trie)
         _validate.integer("pad_token_id", self.pad_token_id, 0, 2**31 - 1)
         _validate.choice("padding_side", self.padding_side, ("right", "left"))
         for name in ("max_length", "pad_to_multiple_of"):

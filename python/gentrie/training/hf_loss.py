@@ -60,8 +60,7 @@ class TrieLoss:
         ignore_index: int = -100,
         **options: Any,
     ) -> None:
-        if not isinstance(trie, TokenTrie):
-            raise TypeError(f"trie is a {type(trie).__name__}, expected a TokenTrie")
+        _validate.trie("trie", trie)
         refuse_local_normalizer(options)
         if begin_token_id is not None:
             begin_token_id = _validate.integer("begin_token_id", begin_token_id, 0, trie.vocab_size - 1)

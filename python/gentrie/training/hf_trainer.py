@@ -69,8 +69,7 @@ class BearTrainer(LogsRecommendations, Trainer):
         adaptive_tau: AdaptiveTau | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(trie, TokenTrie):
-            raise TypeError(f"trie is a {type(trie).__name__}, expected a TokenTrie")
+        _validate.trie("trie", trie)
         options = dict(loss_options or {})
         refuse_local_normalizer(options)
         for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
