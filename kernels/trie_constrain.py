@@ -201,8 +201,8 @@ def trie_constrain_kernel(
                 )
                 before = tl.load(at, mask=kept, other=0)
                 score = before.to(tl.float32)
-                after = usable(score, is_forbidden, best, highest, last_resort)
-                tl.store(to, tl.where(after == score, before, after), mask=kept)
+                fit = usable(score, is_forbidden, best, highest, last_resort)
+                tl.store(to, tl.where(fit == score, before, fit), mask=kept)
                 if is_item & (tl.max((score != score).to(tl.int32), 0) > 0):
                     tl.store(faults + 2, 1)
         first += tl.num_programs(1) * BLOCK

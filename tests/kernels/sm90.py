@@ -78,7 +78,7 @@ def cases() -> Iterator[Case]:
 def logits_cases(name: str, logits: dict[str, str | None]) -> Iterator[Case]:
     """Kernels that read logits of one type."""
     mask = dict.fromkeys(("num_blocks", "begin_token", "num_eos", "num_eos_dead"), "i32")
-    mask |= {"states": "*i64", "eos": "*i64", "last_resort": "fp32"}
+    mask |= {"states": "*i64", "eos": "*i64", "highest": "fp32", "last_resort": "fp32"}
     given = FILTERS if name == "bf16" else NO_FILTERS
     constants = {"BLOCK": 4096, "LANES": 128}
     yield f"trie_mask_{name}", trie_mask_kernel, logits | mask | TRIE | given, constants, 4
@@ -87,7 +87,13 @@ def logits_cases(name: str, logits: dict[str, str | None]) -> Iterator[Case]:
         types |= dict.fromkeys(("max_length", "begin_token", "column_stride", "filter_rows"), "i32")
         types |= {"history": "*i64", "history_stride": "i64", "token_stride": "i64", "eos": "*i64"}
         types |= {"starts": "*i64" if how == "starts" else None, "after": "*i64" if how == "after" else None}
-        types |= {"masked": logits["logits"], "last_resort": "fp32", "faults": "*i32", "arrivals": "*i64"}
+        types |= {
+            "masked": logits["logits"],
+            "highest": "fp32",
+            "last_resort": "fp32",
+            "faults": "*i32",
+            "arrivals": "*i64",
+        }
         types |= {key: kind for key, kind in logits.items() if key != "token_stride"}
         constants = {"TOKENS": 512, "LANES": 128, "EOS": 2, "BLOCK": 4096, "LISTED": 256}
         yield f"trie_constrain_{how}_{name}", trie_constrain_kernel, types | TRIE | given, constants, 4
