@@ -69,6 +69,23 @@ def test_the_catalog_prevails(mode: str, renormalize: bool, forbidden: dict[str,
     assert not any(scores.isnan().any() for scores in output.scores)
 
 
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "static cache"])
+def test_a_forced_first_token_that_no_item_begins_with(mode: str, renormalize: bool) -> None:
+    torch.manual_seed(0)
+    output = tiny_model("t5").generate(
+        PROMPTS,
+        attention_mask=torch.ones_like(PROMPTS),
+        logits_processor=[TrieLogitsProcessor(TRIE, prompt_length=1)],
+        max_new_tokens=TRIE.max_depth,
+        forced_bos_token_id=40,
+        renormalize_logits=renormalize,
+        **MODES[mode],
+    )
+    for row in output[:: len(output) // 2, 1:].tolist():
+        assert TRIE.resolve(row[: row.index(END) + 1]).size, row
+
+
 class OneRow(LogitsProcessor):
     """Changes the scores of the first prompt's rows alone."""
 

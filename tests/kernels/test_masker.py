@@ -81,6 +81,24 @@ def test_faults_are_raised_at_a_later_call(anyhow: str):
     masker.check()
 
 
+@pytest.mark.parametrize("on_dead", ["eos", "mask"])
+def test_scores_that_are_not_numbers_are_raised_at_a_later_call(anyhow: str, on_dead: Any):
+    trie = TokenTrie.from_sequences([[5, 6], [7, 8]], vocab_size=10, end_token_id=9)
+    processor = TrieLogitsProcessor(trie, prompt_length=1, on_dead=on_dead)
+    masker = DeviceMasker(processor._rules, torch.device(anyhow))
+    ids = torch.tensor([[3, 5], [3, 4]], device=anyhow)
+    elsewhere, within = torch.zeros(2, 10, device=anyhow), torch.zeros(2, 10, device=anyhow)
+    elsewhere[0, 7], elsewhere[1], within[0, 6] = torch.nan, torch.nan, torch.nan
+    masker(ids, elsewhere)
+    masker.check()
+    masked = masker(ids, within)
+    assert masked[0].isfinite().nonzero().flatten().tolist() == [6]  # what is written until then is in the catalog
+    with pytest.raises(ValueError, match="at an earlier call the score of a token that the catalog allows was not a"):
+        masker.check()
+    masker(ids, elsewhere)
+    masker.check()
+
+
 def test_refusals(place: str):
     trie = TokenTrie.from_sequences([[5, 6], [7, 8]], vocab_size=10)
     scores = torch.zeros(3, 10, device=place)
