@@ -279,9 +279,6 @@ def history_and_scores(input_ids: object, scores: object, vocab_size: int) -> tu
         raise ValueError(f"scores has {values.shape[1]} columns, fewer than the trie's vocab_size={vocab_size}")
     if ids.device != values.device:
         raise ValueError(f"input_ids is on {ids.device}, scores on {values.device}, expected one device")
-    for name, tensor in (("input_ids", ids), ("scores", values)):
-        if tensor.is_cpu:
-            address(name, tensor)
     return ids.resolve_neg(), values.resolve_neg()  # a view of negated numbers holds others than it shows
 
 

@@ -234,16 +234,6 @@ def check_model_searches(seed: int) -> int:
     return count
 
 
-def test_scores_without_memory_of_their_own() -> None:
-    trie = gentrie.TokenTrie.from_sequences([[5, 6], [7]], vocab_size=VOCAB_SIZE, end_token_id=END)
-    processor, nothing = TrieLogitsProcessor(trie, prompt_length=0), torch.empty(1, 0, dtype=torch.int64)
-    with pytest.raises(TypeError, match="scores is a Tensor without data in memory"):
-        processor(nothing, torch._efficientzerotensor((1, VOCAB_SIZE)))
-    negated = torch.view_as_complex(torch.arange(2.0 * VOCAB_SIZE).reshape(1, VOCAB_SIZE, 2)).conj().imag
-    assert negated.is_neg()
-    assert processor(nothing, negated)[0, [5, 7]].tolist() == [-11, -15]
-
-
 CHECKS = {
     "generate": check_generate,
     "text": check_text,

@@ -126,7 +126,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         if not is_on_cpu:
             masked = mask_with_torch(allowed, self._rules.begin_token_id, values)
             return masked  # type: ignore[return-value]
-        values = values.resolve_neg().contiguous()
+        values = values.contiguous()
         masked, width = torch.empty_like(values), values.shape[1]
         wrong = _core.mask_scores(
             allowed,
