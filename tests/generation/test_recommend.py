@@ -216,6 +216,7 @@ def _process(rank: int, folder: str, port: int | None, queue: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_share_the_batches_and_return_everything(tmp_path: Path) -> None:
     port = None

@@ -62,6 +62,7 @@ def on_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="this version of torch keeps FSDP2 elsewhere")
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_ranks_with_different_numbers_of_steps(tmp_path: Path) -> None:

@@ -65,7 +65,10 @@ def check(results: Any, prompts: list[dict[Continuation, float]], beam_width: in
             assert part[prompt, count:].tolist() == [-1] * (beam_width - count)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float32))],
+)
 @examples(6)
 @given(st.data())
 def test_step_takes_the_best(device: str, dtype: torch.dtype, data: st.DataObject):

@@ -25,6 +25,7 @@ TESTS = (
 )
 
 
+@pytest.mark.slow
 def test_compiled_kernels(tmp_path: Path):
     pytest.importorskip("triton")
     folder = Path(__file__).parent

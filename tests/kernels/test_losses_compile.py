@@ -20,12 +20,14 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_sm_90(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     lines = run(Path(__file__).with_name("compile_losses.py"), TRITON_CACHE_DIR=str(tmp_path)).splitlines()
     assert {line.split()[0] for line in lines} == OF_LOSSES
 
 
+@pytest.mark.slow
 def test_device_path() -> None:
     pytest.importorskip("triton")
     launched = run(Path(__file__).with_name("device_path.py")).split()

@@ -170,6 +170,7 @@ def run_python(code: list[str], **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_operations_with_kernels_behind_them(tmp_path: Path):
     """As on a GPU: through the dispatcher, which refuses what the launching functions may return."""
     pytest.importorskip("triton")

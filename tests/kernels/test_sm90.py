@@ -12,6 +12,7 @@ import pytest
 from launched_kernels import OF_LOSSES, launched
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_hopper(tmp_path: Path):
     """In a process without Triton's interpreter, with which nothing can be compiled."""
     pytest.importorskip("triton")

@@ -53,6 +53,7 @@ def compiled_by(catalog: Path, folder: Path, *options: str) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 def test_a_later_process_compiles_nothing(catalog: Path, tmp_path: Path):
     """For a GPU that is not here."""
     pytest.importorskip("triton")

@@ -14,6 +14,8 @@ from ptx.machine import launch
 from ptx.memory import Fault
 from ptx.program import parse
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 .version 8.0
 .target sm_90

@@ -43,6 +43,7 @@ def test_benchmark_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch):
             assert min(figure.rounds) <= figure.low <= figure.high <= max(figure.rounds)
 
 
+@pytest.mark.slow
 def test_benchmarks_in_the_interpreter():
     pytest.importorskip("triton")
     script = Path(__file__).with_name("gpu_check_interpreted.py")

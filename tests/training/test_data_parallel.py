@@ -41,6 +41,7 @@ def _train(rank: int, world_size: int, port: int, folder: str) -> None:
     os._exit(0)  # DDP keeps gloo's threads alive; one that lets go of a tensor aborts an interpreter being finalised
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
 def test_two_processes_equal_one_batch(tmp_path: Path) -> None:
     from test_trainer import OPTIONS, model_of, same_parameters, sgd_step, written_out

@@ -82,6 +82,7 @@ def _rank(rank: int, store: str, form: Any, results: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["regularized", "reweighted"])
 def test_two_processes_equal_one_big_batch(tmp_path: Path, form: Any) -> None:
     results = tmp_path / "gradient.pt"
