@@ -1,4 +1,4 @@
-"""Write docs/tested_versions.md from the environments that the tests have just run in: tested_versions.py NEWEST OLDEST."""
+"""Write docs/tested_versions.md from the environments that the tests ran in: tested_versions.py NEWEST OLDEST."""
 
 import json
 import subprocess

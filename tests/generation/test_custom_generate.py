@@ -9,7 +9,6 @@ import pytest
 import torch
 from catalog_strategies import catalogs
 from compiled_models import WAYS, compiled, still_compiled
-from custom_arguments import custom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
@@ -36,7 +35,7 @@ def generate(*, kind: str = "llama", **arguments: Any) -> Any:
 
 def ours(**arguments: Any) -> Any:
     own = {name: arguments.pop(name) for name in OWN if name in arguments}
-    return generate(**custom(trie_beam_search, trie=TRIE, **own), **arguments)
+    return generate(custom_generate=trie_beam_search, trie=TRIE, **own, **arguments)
 
 
 def items(sequences: torch.Tensor) -> list[list[int]]:
@@ -106,7 +105,7 @@ def test_any_catalog_and_number_of_beams(
         arguments |= {"length_penalty": length_penalty, "early_stopping": early_stopping}
     processor = TrieLogitsProcessor(trie, prompt_length=start)
     expected = generate(kind=kind, logits_processor=[processor], output_scores=True, **arguments)
-    found = generate(kind=kind, **custom(trie_beam_search, trie=trie), **arguments)
+    found = generate(kind=kind, custom_generate=trie_beam_search, trie=trie, **arguments)
     written = [item_of(row[start:].tolist(), trie) for row in found.sequences]
     if beams == 1:
         assert written == [item_of(row[start:].tolist(), trie) for row in expected.sequences]
@@ -211,7 +210,7 @@ def test_harmless_arguments_of_other_releases_are_ignored(kind: str) -> None:
         later = {"keys_and_values": cache, "not_set": None, "nothing": {}, "labels": None, "use_cache": True}
         return trie_beam_search(model, input_ids, **{**given, **later}, trie=TRIE)
 
-    assert torch.equal(generate(kind=kind, **custom(later_release)), ours(kind=kind))
+    assert torch.equal(generate(kind=kind, custom_generate=later_release), ours(kind=kind))
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3, 4), torch.zeros(0), 2.5, True, [1]])
@@ -220,7 +219,7 @@ def test_unknown_arguments_with_a_meaning_are_refused_by_name(value: Any) -> Non
         return trie_beam_search(model, input_ids, **given, novelty=value, trie=TRIE)
 
     with pytest.raises(ValueError, match="novelty is not passed on to the model here"):
-        generate(**custom(later_release))
+        generate(custom_generate=later_release)
 
 
 def test_more_beams_than_items() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from catalog_strategies import catalogs
 from compiled_models import WAYS, compiled, still_compiled
-from custom_arguments import custom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import BEGIN, END, FIRST_TOKEN, PAD, TURN_END, VOCAB_SIZE, ScriptedModel, markov_logits, tiny_model
@@ -119,7 +118,7 @@ def test_custom_generate_is_the_same_and_returns_what_generate_does() -> None:
     model = tiny_model("llama")
     arguments = {"attention_mask": mask, "logits_processor": talkative(), **SETTINGS}
     direct = generate_with_items(model, ids, trie=TRIE, begin_token_id=BEGIN, **arguments)
-    output = model.generate(ids, **custom(generate_with_items, trie=TRIE, begin_token_id=BEGIN), **arguments)
+    output = model.generate(ids, custom_generate=generate_with_items, trie=TRIE, begin_token_id=BEGIN, **arguments)
     assert torch.equal(output, direct.sequences)
     for row, items in zip(output[:, ids.shape[1] :].tolist(), direct.items, strict=True):
         begins = [at for at, token in enumerate(row) if token == BEGIN]
@@ -332,7 +331,7 @@ def test_an_item_begun_in_the_prompt_counts_from_there() -> None:
     model = tiny_model("llama")
     arguments = {"attention_mask": torch.ones_like(ids), "logits_processor": talkative(), **SETTINGS}
     output: Any = model.generate(
-        ids, **custom(generate_with_items, trie=TRIE, begin_token_id=BEGIN), **arguments, **SCORED
+        ids, custom_generate=generate_with_items, trie=TRIE, begin_token_id=BEGIN, **arguments, **SCORED
     )
     for row, scores, sums in zip(output.sequences.tolist(), output.token_scores, output.item_log_probs, strict=True):
         assert sums[0] == pytest.approx(scores[: row.index(END) + 1 - 4].sum())
@@ -453,7 +452,9 @@ def test_a_compiled_model_runs_with_one_warning(way: str) -> None:
     assert still_compiled(model, ids)
     if way != "wrapper":  # whose `generate` is that of the model inside
         with pytest.warns(UserWarning, match="the compiled model runs uncompiled") as warned:
-            through = model.generate(ids, **custom(generate_with_items, trie=TRIE, begin_token_id=BEGIN), **arguments)
+            through = model.generate(
+                ids, custom_generate=generate_with_items, trie=TRIE, begin_token_id=BEGIN, **arguments
+            )
         assert sum("uncompiled" in str(entry.message) for entry in warned) == 1
         assert torch.equal(through, expected)
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from custom_arguments import custom
 
 from gentrie import TokenTrie, datasets, presets
 from gentrie.generation import (
@@ -60,7 +59,7 @@ def test_titles_and_search_go_together(name: str) -> None:
     model = model_of(len(tokenizer))
     processor = TrieLogitsProcessor(trie, prompt_length=prompt.shape[1])
     output = model.generate(prompt, logits_processor=[processor], **arguments)
-    searched = model.generate(prompt, **custom(trie_beam_search, trie=trie), **arguments)
+    searched = model.generate(prompt, custom_generate=trie_beam_search, trie=trie, **arguments)
     assert [trie.resolve(trimmed(row, prompt, tokenizer)).tolist() for row in searched] == [
         trie.resolve(trimmed(row, prompt, tokenizer)).tolist() for row in output
     ]

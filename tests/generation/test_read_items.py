@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from custom_arguments import custom
 from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
 
 from gentrie import TokenTrie
@@ -41,7 +40,7 @@ def test_fewer_items_than_beams(kind: str, way: str, item_filter: Any) -> None:
         chosen = TrieLogitsProcessor(TRIE, prompt_length=start, item_filter=item_filter)
         own: dict[str, Any] = {"logits_processor": [chosen], "output_scores": True}
     else:
-        own = custom(trie_beam_search, trie=TRIE, item_filter=item_filter)
+        own = {"custom_generate": trie_beam_search, "trie": TRIE, "item_filter": item_filter}
     output = generate(kind, **own)
     expected = beam_search(tiny_model(kind), IDS, TRIE, attention_mask=MASK, beam_width=7, item_filter=item_filter)
     read = functools.partial(read_items, TRIE, prompt_length=start, num_return_sequences=7, item_filter=item_filter)
@@ -58,7 +57,7 @@ def test_fewer_items_than_beams(kind: str, way: str, item_filter: Any) -> None:
 
 def test_prompts_without_any_item() -> None:
     for wanted in (1, 3):
-        closed = custom(trie_beam_search, trie=TRIE, item_filter=[])
+        closed = {"custom_generate": trie_beam_search, "trie": TRIE, "item_filter": []}
         output = generate("llama", num_return_sequences=wanted, **closed)
         assert output.sequences.tolist() == IDS.repeat_interleave(wanted, dim=0).tolist()
         assert torch.isneginf(output.sequences_scores).all()

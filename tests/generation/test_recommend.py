@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from custom_arguments import custom
 from tiny_models import BEGIN, END, PAD, TURN_END, VOCAB_SIZE, tiny_model
 
 from gentrie import TokenTrie
@@ -145,7 +144,7 @@ GENERATE = {
 SEARCHES = {
     "best_first_search": SEARCH,
     "beam_search": functools.partial(beam_search, MODEL, trie=TRIE, beam_width=3),
-    "custom_generate": functools.partial(MODEL.generate, **custom(trie_beam_search, trie=TRIE), **GENERATE),
+    "custom_generate": functools.partial(MODEL.generate, custom_generate=trie_beam_search, trie=TRIE, **GENERATE),
     "beam_rollouts": functools.partial(beam_rollouts, MODEL, trie=TRIE, num_samples=3),
     "sample_items": functools.partial(sample_items, MODEL, trie=TRIE, num_samples=5, seed=1),  # all of them
 }

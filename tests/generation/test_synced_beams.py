@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from custom_arguments import custom
 from tiny_models import END, VOCAB_SIZE, tiny_model
 from torch.distributed import fsdp
 
@@ -32,7 +31,9 @@ def by_generate(model: Any, rank: int) -> list[list[int]]:
     rows: list[list[int]] = model.generate(
         PROMPTS[rank],
         attention_mask=torch.ones_like(PROMPTS[rank]),
-        **custom(trie_beam_search, trie=TRIE, item_filter=FILTERS[rank]),
+        custom_generate=trie_beam_search,
+        trie=TRIE,
+        item_filter=FILTERS[rank],
         num_beams=4,
         num_return_sequences=4,
         max_new_tokens=TRIE.max_depth,

@@ -67,4 +67,8 @@ def train(titles: Sequence[str], vocab_size: int = VOCAB_SIZE, *, progress: bool
         bos_token=BOS_TOKEN,
         eos_token=EOS_TOKEN,
         clean_up_tokenization_spaces=False,
+        model_input_names=[
+            "input_ids",
+            "attention_mask",
+        ],  # else transformers 4 adds token_type_ids
     )

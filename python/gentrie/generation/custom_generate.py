@@ -57,9 +57,6 @@ def trie_beam_search(
 
         model.generate(**inputs, custom_generate=trie_beam_search, trie=trie, num_beams=10)
 
-    ``transformers`` before 4.57 hands a function no arguments of its own: bind them there, as in
-    ``custom_generate=functools.partial(trie_beam_search, trie=trie)``, which every version takes.
-
     The items are those of ``generate`` with a :class:`TrieLogitsProcessor` in its place, scores included: over the
     valid tokens under ``renormalize_logits=True``, over the whole vocabulary otherwise. ``num_return_sequences`` rows
     a prompt come back; where fewer items were found the others hold the prompt, padding and a score of -inf

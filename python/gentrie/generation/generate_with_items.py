@@ -56,8 +56,7 @@ def generate_with_items(
         model.generate(input_ids, custom_generate=generate_with_items, trie=trie, begin_token_id=soi)
 
     The second returns what ``generate`` does: sequences, or a :class:`TextWithItems` under
-    ``return_dict_in_generate``. ``transformers`` hands no streamer to a ``custom_generate``, and before 4.57 no
-    arguments of its own (``functools.partial`` binds them); the first way serves every version.
+    ``return_dict_in_generate``. ``transformers`` hands no streamer to a ``custom_generate``: give it in the first way.
 
     Parameters
     ----------
