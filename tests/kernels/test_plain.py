@@ -176,7 +176,7 @@ def served(device: str) -> list[torch.Tensor]:
     fill_bitmask(mask, states, resident, eos_token_ids=eos)
     trie_mask(closed, states, -1, eos, True, *tries)
     nodes = label_nodes(ids, None, 3, 40, resident.descriptors)
-    report = torch.zeros(2, dtype=torch.int32, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    report = torch.zeros(3, dtype=torch.int32, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     start = torch.tensor([1], device=device)
     constrained = trie_constrain(ids, logits, start, None, -1, eos, True, *report, *tries)
     return [

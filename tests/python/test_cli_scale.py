@@ -63,10 +63,10 @@ def test_collisions_of_titles(tmp_path: Path) -> None:
     (tmp_path / "titles.txt").write_text("a cat\na dog\na cat\n")
     build = ("build", tmp_path / "titles.txt", "-o", tmp_path / "trie.safetensors")
     build += ("--tokenizer", tmp_path / "tokenizer")
-    assert run(*build, "--on-collision", "list").stdout.startswith("items 0, 2: tokens ")
-    for way in ("suffix", "error"):
-        assert f"--on-collision {way} does not go with titles" in error(*build, "--on-collision", way)
-    assert "memory_limit=1 bytes" in error(*build, "--memory-limit", "1", code=1)
+    assert run(*build, "--on-collision", "list").stdout.startswith("item 0: 'a cat'; item 2: 'a cat'\n")
+    assert "--on-collision suffix does not go with titles" in error(*build, "--on-collision", "suffix")
+    assert "'a cat'" in error(*build, "--on-collision", "error")
+    assert "--memory-limit=1 bytes" in error(*build, "--memory-limit", "1", code=1)
 
 
 @pytest.mark.parametrize("limit", ["2000000000", "2GB", "1.5GiB", "900mb", "70000 KB"])
@@ -75,7 +75,7 @@ def test_memory_limits_that_suffice(build: tuple[object, ...], limit: str) -> No
 
 
 def test_a_memory_limit_that_does_not(build: tuple[object, ...], tmp_path: Path) -> None:
-    assert "memory_limit=10 bytes" in error(*build, "--memory-limit", 10, code=1)
+    assert "--memory-limit=10 bytes" in error(*build, "--memory-limit", 10, code=1)
     assert not (tmp_path / "trie.safetensors").exists()
 
 
@@ -89,7 +89,8 @@ def test_progress(build: tuple[object, ...], tmp_path: Path) -> None:
     assert "building" in run(*build, "--progress").stderr
     assert "verifying" in run("verify", path, "--progress").stderr
     assert "comparing neighbours" in run("inspect", path, "--progress").stderr
-    for command in (build, ("verify", path), ("inspect", path), ("inspect", path, "--no-progress")):
+    assert run(*build).stderr == "gentrie: item ids: row numbers, from 0\n"
+    for command in (("verify", path), ("inspect", path), ("inspect", path, "--no-progress")):
         assert run(*command).stderr == ""
 
 
