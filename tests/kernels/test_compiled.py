@@ -1,7 +1,7 @@
 """Some of the kernels' tests with what Triton compiles for Hopper in the place of its interpreter.
 
 ``tests/ptx`` runs the PTX on the CPU and looks for reads and writes out of place or out of order. All of them:
-``GENTRIE_KERNELS=sm_90 python -m pytest tests/kernels``.
+``GENTRIE_KERNELS=sm_90 python -m pytest -m "" tests/kernels``.
 """
 
 from __future__ import annotations
