@@ -11,8 +11,16 @@ import pytest
 import torch
 from tiny_models import END, PAD, VOCAB_SIZE, tiny_model
 
-from gentrie import TokenTrie
-from gentrie.generation import TrieLogitsProcessor, beam_search, read_items, recommend, trie_beam_search
+from gentrie import ItemFilter, TokenTrie
+from gentrie.generation import (
+    TrieLogitsProcessor,
+    beam_search,
+    merge_names,
+    read_items,
+    read_text_items,
+    recommend,
+    trie_beam_search,
+)
 
 ROWS = [[20, 21, 22], [20, 21, 30, 31], [20, 23], [24], [25, 26], [24]]
 TRIE = TokenTrie.from_sequences(ROWS, vocab_size=VOCAB_SIZE, end_token_id=END)
@@ -115,3 +123,36 @@ def test_what_does_not_fit_is_refused(output: Any, arguments: dict[str, Any], me
 def test_what_is_no_output_is_refused() -> None:
     with pytest.raises(TypeError, match="output has dtype"):
         read_items(TRIE, object(), prompt_length=0)
+
+
+@pytest.mark.parametrize("ids", [[7, 5, 7, 8, 5, 9], ["a", "bb", "a", "ccc", "bb", "dddd"]])
+def test_names_of_one_item_are_added_up(ids: list[Any]) -> None:
+    trie = TokenTrie.from_sequences(ROWS, vocab_size=VOCAB_SIZE, end_token_id=END, item_ids=ids)
+    found = beam_search(tiny_model("llama"), IDS, trie, attention_mask=MASK, beam_width=7, length_penalty=1.0)
+    item_ids, log_probs = merge_names(found)
+    for prompt in range(2):
+        probability = dict.fromkeys(ids, 0.0)
+        for tokens, scores in zip(found.sequences[prompt], found.token_scores[prompt], strict=True):
+            for row, item in enumerate(ids):
+                if [*ROWS[row], END] == tokens:
+                    probability[item] += float(np.exp(scores).prod())
+        assert item_ids[prompt].tolist() == sorted(probability, key=lambda item: -probability[item])
+        expected = np.log([probability[item] for item in item_ids[prompt].tolist()])
+        np.testing.assert_allclose(log_probs[prompt], expected, rtol=1e-9)
+
+
+def test_prompts_without_items_have_none_to_add_up() -> None:
+    found = beam_search(tiny_model("llama"), IDS, TRIE, attention_mask=MASK, item_filter=[])
+    assert [own.tolist() for part in merge_names(found) for own in part] == [[]] * 4
+
+
+def test_items_of_a_conversation() -> None:
+    soi = 40
+    text = [33, soi, 24, END, 31, soi, 20, 23, END, 2, soi, 20, 23, END, soi, 20, 31, soi, soi, 20]
+    items = read_text_items(TRIE, torch.tensor(text), begin_token_id=soi)
+    assert [own.tolist() for own in items] == [[3, 5], [2], [2]]
+    assert read_text_items(TRIE, [33, 20, 23, END], begin_token_id=soi) == []
+    left = ItemFilter.all_items(TRIE).deny(np.concatenate(items))
+    assert sorted(left.items_below(TRIE.root).tolist()) == [0, 1, 4]
+    with pytest.raises(ValueError, match=r"token_ids has shape \(2, 4\)"):
+        read_text_items(TRIE, IDS, begin_token_id=soi)

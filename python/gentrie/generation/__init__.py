@@ -11,7 +11,7 @@ from gentrie.generation.beam_search import beam_search  # noqa: E402
 from gentrie.generation.best_first_search import BestFirstResult, best_first_search  # noqa: E402
 from gentrie.generation.custom_generate import TrieBeamOutput, trie_beam_search  # noqa: E402
 from gentrie.generation.generate_with_items import generate_with_items  # noqa: E402
-from gentrie.generation.item_lists import ItemLists, read_items  # noqa: E402
+from gentrie.generation.item_lists import ItemLists, merge_names, read_items, read_text_items  # noqa: E402
 from gentrie.generation.item_sampling import ItemSamples, sample_items  # noqa: E402
 from gentrie.generation.item_tokens import add_item_tokens  # noqa: E402
 from gentrie.generation.logits_processor import TrieLogitsProcessor  # noqa: E402
@@ -46,7 +46,9 @@ __all__ = [
     "beam_search",
     "best_first_search",
     "generate_with_items",
+    "merge_names",
     "read_items",
+    "read_text_items",
     "recommend",
     "sample_items",
     "trie_beam_search",

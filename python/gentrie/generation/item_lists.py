@@ -1,4 +1,4 @@
-"""The items of each prompt, read from what ``generate`` returns."""
+"""The items of each prompt: read from what ``generate`` returns, from a conversation, or from a search by item."""
 
 from __future__ import annotations
 
@@ -98,6 +98,69 @@ def read_items(
             found_scores.append(scores[[number for number, _ in found.values()]])
     counts = np.array([len(own) for own in sequences], dtype=np.int64)
     return ItemLists(sequences, None if scores is None else found_scores, item_ids, counts)
+
+
+def read_text_items(trie: TokenTrie, token_ids: Any, *, begin_token_id: int) -> list[npt.NDArray[Any]]:
+    """Return the complete items of a text, in order, each as the ids of the items that share its sequence.
+
+    ``unique`` forgets what was given when a turn ends. To give nothing twice in a whole conversation, deny what its
+    tokens hold already::
+
+        given = read_text_items(trie, input_ids[row], begin_token_id=soi)
+        item_filter = ItemFilter.all_items(trie).deny(np.concatenate(given)) if given else None
+
+    Parameters
+    ----------
+    trie
+        The catalog.
+    token_ids
+        int64 [length], one conversation.
+    begin_token_id
+        The token before each item.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For token ids of another kind or shape, and a begin token out of range.
+    """
+    _validate.trie("trie", trie)
+    tokens = _validate.int64_array("token_ids", token_ids)
+    if tokens.ndim != 1:
+        raise ValueError(f"token_ids has shape {tokens.shape}, expected [length]")
+    begin = _validate.integer("begin_token_id", begin_token_id, 0, 2**31 - 1)
+    places = np.flatnonzero(tokens == begin) + 1
+    items = [_first_item(trie, own.tolist()) for own in np.split(tokens, places)[1:]]
+    return [trie.resolve(own) for own in items if own]
+
+
+def merge_names(found: Any) -> tuple[list[npt.NDArray[Any]], list[Float64Array]]:
+    """Add up the probabilities of an item's names, so that each item is listed once.
+
+    A catalog may hold several sequences of one item (its names in several languages, say): build it with that item's
+    id in several rows. The score of an item is the logarithm of the sum of the probabilities of those of its sequences
+    that were found, as mGENRE marginalises over languages (De Cao et al., TACL 2022). A sequence that several items
+    share counts for each of them. Names that the search did not find are not in the sum, so search wide enough.
+
+    Parameters
+    ----------
+    found
+        A :class:`BeamSearchResult` or :class:`BestFirstResult`.
+
+    Returns
+    -------
+    For each prompt the item ids [n], most probable first, and float64 [n], their log-probabilities. The search's
+    length penalty is not in them.
+    """
+    item_ids, log_probs = [], []
+    for items, scores in zip(found.item_ids, found.token_scores, strict=True):
+        of_item: dict[Any, float] = {}
+        for own, tokens in zip(items, scores, strict=True):
+            for item in own.tolist():
+                of_item[item] = float(np.logaddexp(of_item.get(item, -np.inf), tokens.sum()))
+        ranked = sorted(of_item, key=lambda item: -of_item[item])
+        item_ids.append(np.array(ranked) if ranked else np.empty(0, dtype=np.int64))
+        log_probs.append(np.array([of_item[item] for item in ranked], dtype=np.float64))
+    return item_ids, log_probs
 
 
 def _row_scores(output: Any, num_rows: int) -> Float64Array | None:
