@@ -15,7 +15,7 @@ from gentrie.training._device_rows import DeviceScope, ResidentRows
 from gentrie.training._logits import LogitsSource
 from gentrie.training._moments import first_logits
 from gentrie.training._reduce import LossStats, Reducer, Reduction
-from gentrie.training._rows import FilteredTrie, LabelRows, OnInvalid, Scope
+from gentrie.training._rows import FilteredTrie, LabelRows, OnInvalid, Scope, at
 from gentrie.training._scores import Scores, Source, Tau
 
 ScopeName = Literal["trie", "vocab"]
@@ -106,6 +106,9 @@ def loss(
         value, divisor = reducer(losses, scope, weights)
     if isinstance(scope, DeviceScope):
         value = scope.refused(value)
+    else:
+        _refuse_scores(scores, scope, labels)
+        refuse_loss(value)
     if not return_stats:
         return value
     with torch.no_grad():
@@ -148,6 +151,8 @@ def scored(
     scores = source.score(scope, temperature, objective.beam_width)
     if isinstance(scope, DeviceScope):
         scores = replace(scores, log_prob=scope.refused(scores.log_prob))
+    else:
+        _refuse_scores(scores, scope, labels)
     return scope, scores
 
 
@@ -178,6 +183,29 @@ def looked_up(
         ), temperature
     rows = LabelRows.of(catalog, labels, states, ignore_index=ignored, width=source.width, on_invalid=choice)
     return Scope.of(rows, objective.restricted(rows), source.device), temperature
+
+
+def refuse_loss(value: torch.Tensor) -> None:
+    """Raise for a loss on the CPU that is not finite although every log-probability is. A device is not waited for."""
+    if value.device.type == "cpu" and not bool(value.detach().isfinite().all()):
+        raise ValueError(
+            f"the loss is {value.detach().flatten()[~value.detach().isfinite().flatten()][0].item()}: weights, "
+            "normalizer or temperatures are not finite, or log-probabilities too large"
+        )
+
+
+def _refuse_scores(scores: Scores, scope: Scope, labels: torch.Tensor) -> None:
+    """Raise for the first label on the CPU whose log-probability is not finite. A device is not waited for."""
+    log_prob = scores.log_prob.detach()
+    if log_prob.device.type != "cpu" or bool(log_prob.isfinite().all()):
+        return
+    first = int((~log_prob.isfinite()).nonzero()[0])
+    row = int(scope.row[first])
+    raise ValueError(
+        f"the log-probability of labels{at(row, tuple(labels.shape))}={int(labels.reshape(-1)[row])} is "
+        f"{log_prob[first].item()}: the logits of its scope (or the hidden states and head that give them) are not "
+        "finite, or too far apart"
+    )
 
 
 def restricted_by(scope: str, rows: LabelRows) -> npt.NDArray[np.bool_]:

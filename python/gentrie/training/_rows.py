@@ -122,7 +122,7 @@ class LabelRows:
         row = np.flatnonzero(flat != ignore_index)
         label = flat[row]
         for i in np.flatnonzero((label < 0) | (label >= width))[:1]:
-            raise ValueError(f"labels{_at(row[i], given.shape)}={label[i]} is outside [0, {width})")
+            raise ValueError(f"labels{at(row[i], given.shape)}={label[i]} is outside [0, {width})")
         if catalog is None:
             return cls.free(given.shape, row, label)
         state = _states(catalog.trie, given, states, ignore_index)[row]
@@ -138,7 +138,7 @@ class LabelRows:
         if on_invalid == "error":
             for i in np.flatnonzero(~kept)[:1]:
                 raise ValueError(
-                    f"labels{_at(row[i], given.shape)}={label[i]} is not a valid token at state {state[i]}"
+                    f"labels{at(row[i], given.shape)}={label[i]} is not a valid token at state {state[i]}"
                     + (": the labels before it have left the trie" if state[i] == -1 else "")
                     + (" of what item_filter leaves" if catalog.item_filter and state[i] >= 0 else "")
                 )
@@ -186,7 +186,7 @@ def _states(trie: TokenTrie, labels: Int64Array, states: object, ignore_index: i
     if given.shape != labels.shape:
         raise ValueError(f"states has shape {given.shape}, labels has {labels.shape}")
     for i in np.flatnonzero(given.reshape(-1) < FREE_TEXT)[:1]:
-        raise ValueError(f"states{_at(i, given.shape)}={given.flat[i]} is no state")
+        raise ValueError(f"states{at(i, given.shape)}={given.flat[i]} is no state")
     return given.reshape(-1)
 
 
@@ -203,7 +203,8 @@ def _places(
     return np.where(valid, at - indptr[node], -1), valid
 
 
-def _at(position: int, shape: Sequence[int]) -> str:
+def at(position: int, shape: Sequence[int]) -> str:
+    """A place of a flattened array as indices, ``[1][0]``."""
     return "".join(f"[{i}]" for i in np.unravel_index(int(position), shape))
 
 

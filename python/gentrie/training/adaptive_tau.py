@@ -75,7 +75,7 @@ class AdaptiveTau:
         """Move towards what the statistics of a step want, without waiting for the device.
 
         With torch.distributed every rank has to call it at every step. A step without labels at the first branching
-        place changes nothing.
+        place, or with logits there that are not finite, changes nothing.
 
         Returns
         -------
@@ -119,7 +119,7 @@ class AdaptiveTau:
         self._value = torch.tensor(value, dtype=torch.float64)
 
     def _wanted(self, moments: LogitMoments) -> tuple[torch.Tensor, torch.Tensor]:
-        """The clamped temperature, and whether there were any labels to derive it from."""
+        """The clamped temperature, and whether there were labels with finite logits to derive it from."""
         sums = torch.stack([moments.num_rows, moments.total, moments.squares, moments.target_total])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums, group=self._group)
@@ -130,4 +130,5 @@ class AdaptiveTau:
         gap = target_total / num_rows.clamp(min=1) - mean
         strength = torch.log(torch.tensor(self._eta * moments.num_tokens, dtype=torch.float64, device=sums.device))
         root = (gap.square() - 2 * strength * variance).clamp(min=0).sqrt()
-        return ((gap + root) / (2 * strength)).clamp(self._low, self._high), num_rows > 0
+        wanted = ((gap + root) / (2 * strength)).clamp(self._low, self._high)
+        return wanted, (num_rows > 0) & wanted.isfinite()

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from gentrie import _validate
-from gentrie.training import _arguments
+from gentrie.training import _arguments, _compute
 from gentrie.training._compute import ScopeName
 from gentrie.training._rows import FilteredTrie
 from gentrie.training.token_logprobs import token_logprobs
@@ -121,6 +121,7 @@ def beam_search_objective(
     losses = (reg_weight * logsigmoid(margins) - log_prob) * counts
     total, num_labels = losses.sum(), int(counts.sum())
     value = {"mean": total / max(1, num_labels), "sum": total, "none": losses}[reduction]
+    _compute.refuse_loss(value)
     if not return_stats:
         return value
     with torch.no_grad():
@@ -196,7 +197,10 @@ class _Search:
         tokens = self.catalog.next_tokens_batch(np.array([beam.state]))[0].tolist()
         valid = scaled[tokens]
         over = valid if self.scope == "trie" else scaled
-        scores = (beam.score + valid - over.logsumexp(0)).tolist()
+        normaliser = over.logsumexp(0)
+        if not bool(normaliser.isfinite()):
+            raise ValueError(f"next_logits gives no finite sum of probabilities behind the prefix {list(beam.tokens)}")
+        scores = (beam.score + valid - normaliser).tolist()
         extended = []
         for token, score in zip(tokens, scores, strict=True):
             state = trie.advance(beam.state, token)

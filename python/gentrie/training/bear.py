@@ -123,8 +123,9 @@ def bear_loss(
     CUDA logits are scored by Triton kernels, and their labels looked up on the device: nothing waits for it after the
     first call for a trie, which copies that there, and a captured CUDA graph reads the labels and states that are in
     place when it is replayed. A label that is not valid then makes the loss nan, with a gradient of 0 from there, and
-    the next call for this trie raises. ``item_filter``, ``return_stats`` and focal losses look labels up on the host,
-    which waits for labels that lie on the device.
+    the next call for this trie raises. Logits that are not finite make the loss nan or infinite there, where they raise
+    on the CPU. ``item_filter``, ``return_stats`` and focal losses look labels up on the host, which waits for labels
+    that lie on the device.
 
     Parameters
     ----------
@@ -187,7 +188,7 @@ def bear_loss(
     ------
     ValueError, TypeError
         A label that is not valid at its state, naming row, token and state, and every argument of wrong type, shape,
-        range or device.
+        range or device. On the CPU also a log-probability or a loss that is not finite.
     """
     _validate.choice("inplace_backward", inplace_backward, (False, True))
     catalog = _arguments.catalog(trie, item_filter)

@@ -203,6 +203,7 @@ def _sdpo(
         losses = losses + objective.reg_weight * (per_sequence[:, 0] - per_sequence[:, 1:].sum(1))
     total = losses.sum()
     value = {"mean": total / max(1, len(losses)), "sum": total, "none": losses}[reduction]
+    _compute.refuse_loss(value)
     if not return_stats:
         return value
     with torch.no_grad():
