@@ -22,7 +22,10 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
               PyUnicode_DecodeUTF8(error.what(), static_cast<py::ssize_t>(std::strlen(error.what())), "replace"))
               .ptr());
     } catch (const gentrie::IoError& error) {
-      PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code(), error.what()).ptr());
+      // Made here and not by PyErr_SetObject: until Python 3.12 `except FileNotFoundError` looks at the type that was
+      // set, not at that of the object which OSError makes of an error number.
+      const py::object made = py::reinterpret_borrow<py::object>(PyExc_OSError)(error.code(), error.what());
+      PyErr_SetObject(py::type::of(made).ptr(), made.ptr());
     }
   });
   gentrie::bind_trie(module);

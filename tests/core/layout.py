@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safetensors import safe_open
+
+
+def _by_offset(path: Path) -> list[str]:
+    """The arrays' names in the order in which they lie in the file."""
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return sorted(header.keys() - {"__metadata__"}, key=lambda name: header[name]["data_offsets"])
 
 
 def decode(path: Path) -> list[tuple[list[int], list[int]]]:
     """Every (sequence, item ids) in lexicographic order."""
     with safe_open(path, framework="numpy") as file:
         meta = file.metadata()
-        names = file.offset_keys()
+        names = _by_offset(path)
         arrays = {name: file.get_tensor(name)[: int(meta[f"gentrie.length.{name}"])].tolist() for name in names}
     number = {key.removeprefix("gentrie."): int(value) for key, value in meta.items() if value.lstrip("-").isdigit()}
     nodes, leaves, vocabulary = number["num_nodes"], number["num_sequences"], arrays["vocabulary"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -32,6 +32,29 @@ def _all_memory(size: int) -> np.ndarray:
 _MEMORY = {size: _all_memory(size) for size in (1, 2, 4, 8)}
 
 
+def _storage_of(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """Where its memory begins and how many bytes that has. None of one that tracing left behind, which has no memory."""
+    storage = tensor.untyped_storage()
+    try:
+        return [(storage.data_ptr(), storage.nbytes())]
+    except RuntimeError:  # "Attempted to access the data pointer on an invalid python storage"
+        return []
+
+
+class _Ranges:
+    """Pieces of memory, which may overlap."""
+
+    def __init__(self, pieces: Sequence[tuple[int, int]]) -> None:
+        first, count = np.array(sorted(pieces), dtype=np.int64).reshape(-1, 2).T
+        self._first = np.concatenate([[-1], first])
+        self._last = np.maximum.accumulate(np.concatenate([[-1], first + count]))  # of all that begin at or before
+
+    def hold(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        """Whether the ``size`` bytes at each address lie in one of them."""
+        place = self._first.searchsorted(addresses, side="right") - 1
+        return addresses + size <= self._last[place]
+
+
 class GlobalMemory:
     """The tensors that are alive, which of a launch's threads read and wrote where, and what these could not see.
 
@@ -41,25 +64,19 @@ class GlobalMemory:
     """
 
     def __init__(self) -> None:
-        found: dict[int, int] = {}
-        tries = []
+        tensors, tries = [], []
         for each in gc.get_objects():
             if type(each) in (torch.Tensor, torch.nn.Parameter) and each.device.type == "cpu":
-                storage = each.untyped_storage()
-                found[storage.data_ptr()] = max(found.get(storage.data_ptr(), 0), storage.nbytes())
+                tensors += _storage_of(each)
             elif type(each) is TrieTables:
-                tries.append(each)
-        arrays = [getattr(trie, name) for trie in tries for name in ARRAYS]
-        found |= {array.data_ptr(): padded(array.nbytes) for array in arrays}  # which are read in whole words
-        self._first = np.array(sorted(found))
-        self._last = np.array([at + found[at] for at in sorted(found)])
-        self._is_trie = np.isin(self._first, [array.data_ptr() for array in arrays])
+                tries += [getattr(each, name) for name in ARRAYS]
+        read_only = [(array.data_ptr(), padded(array.nbytes)) for array in tries]  # which are read in whole words
+        self._tries, self._all = _Ranges(read_only), _Ranges(tensors + read_only)
         self._touched: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def check(self, addresses: np.ndarray, size: int) -> None:
         """That ``size`` bytes at each address lie in a tensor and are aligned."""
-        place = self._first.searchsorted(addresses, side="right") - 1
-        inside = (place >= 0) & (addresses + size <= self._last[place])
+        inside = self._all.hold(addresses, size)
         if not inside.all():
             raise Fault(f"address {addresses[~inside][0]:#x} is in no tensor")
         if (addresses % size).any():
@@ -71,7 +88,7 @@ class GlobalMemory:
         return _MEMORY[size], _FIRST_ADDRESS
 
     def load(self, addresses: np.ndarray, size: int, who: np.ndarray, acquired: np.ndarray) -> np.ndarray:
-        may_change = np.nonzero(~self._is_trie[self._first.searchsorted(addresses, side="right") - 1])[0]
+        may_change = np.nonzero(~self._tries.hold(addresses, size))[0]
         for rows, at, writers, readers in self._by_page(addresses, may_change):
             mine, former = who[rows], readers[at]
             self._in_order(writers[at], mine, acquired[rows], "reads what {} wrote")

@@ -38,3 +38,13 @@ def find_cache(values: Mapping[str, Any]) -> tuple[str, Any]:
         if name in values and values[name] is not None:  # the tuples of older models
             return name, values[name]
     return _NAMES[0], None
+
+
+def drop_unused_cache(model: Any, values: Mapping[str, Any]) -> None:
+    """Let ``generate`` make a new cache at its next call, where the model keeps the one that stays empty here.
+
+    ``transformers`` 4 keeps a static cache on the model, and its next call fails on one that was never filled.
+    """
+    _, cache = find_cache(values)
+    if cache is not None and getattr(model, "_cache", None) is cache:
+        del model._cache

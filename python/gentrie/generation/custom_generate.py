@@ -15,6 +15,7 @@ from gentrie.generation._beam_arguments import (
     prompt_arguments,
     scope_and_temperature,
 )
+from gentrie.generation._cache_names import drop_unused_cache
 from gentrie.generation.beam_results import BeamSearchResult
 from gentrie.generation.beam_search import beam_search
 from gentrie.trie import TokenTrie
@@ -87,6 +88,7 @@ def trie_beam_search(
     """
     _validate.trie("trie", trie)
     synced = kwargs.pop("synced_gpus", None)
+    drop_unused_cache(model, kwargs)
     check_beam_settings(generation_config, stopping_criteria, trie)
     groups = getattr(generation_config, "num_beam_groups", None) or 1
     scope, temperature = scope_and_temperature(logits_processor, groups)

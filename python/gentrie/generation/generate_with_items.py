@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from gentrie import _validate
+from gentrie.generation._cache_names import drop_unused_cache
 from gentrie.generation._generate_arguments import (
     check_settings,
     embedded_prompts,
@@ -120,6 +121,7 @@ def generate_with_items(
     assert input_ids is not None
     assert generation_config is not None
     criteria, processors = stopping_criteria or StoppingCriteriaList(), logits_processor or LogitsProcessorList()
+    drop_unused_cache(model, kwargs)
     check_settings(generation_config)
     kwargs.pop("synced_gpus", None)  # older `transformers` pass it always
     cache = empty_cache(model, kwargs)
