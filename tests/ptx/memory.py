@@ -33,7 +33,7 @@ _MEMORY = {size: _all_memory(size) for size in (1, 2, 4, 8)}
 
 
 def _storage_of(tensor: torch.Tensor) -> list[tuple[int, int]]:
-    """Where its memory begins and how many bytes that has. None of one that tracing left behind, which has no memory."""
+    """Where its memory begins and how many bytes that has; nothing for one that tracing left without memory."""
     storage = tensor.untyped_storage()
     try:
         return [(storage.data_ptr(), storage.nbytes())]
