@@ -251,8 +251,11 @@ def address(name: str, tensor: torch.Tensor) -> int:
 
 
 def row_indices(name: str, value: object, count: int | None, num_rows: int) -> Int64Array:
-    """Row numbers in [0, num_rows): ``value``, or 0, 1, ... where it is None."""
-    rows = np.arange(num_rows if count is None else count) if value is None else token_row(name, value)
+    """Row numbers in [0, num_rows): ``value``, or 0, 1, ... where it is None.
+
+    An array of their own: what another thread writes to ``value`` after this check cannot lead outside.
+    """
+    rows = np.arange(num_rows if count is None else count) if value is None else token_row(name, value).copy()
     if count is not None and rows.size != count:
         raise ValueError(f"{name} has {rows.size} entries, expected {count}")
     for i in np.flatnonzero((rows < 0) | (rows >= num_rows))[:1]:

@@ -175,8 +175,8 @@ class LiveCatalog:
         Raises
         ------
         ValueError, TypeError
-            For a trie of another vocabulary size or end token or without the required metadata, and what filters
-            refuse.
+            For a trie of another vocabulary size or end token or without the required metadata, for one whose mapped
+            file was written to since it was loaded, and what filters refuse.
         RuntimeError
             From a filter's definition.
         """
@@ -186,6 +186,7 @@ class LiveCatalog:
             if trie is not None:
                 self._check_metadata(_validate.trie("trie", trie))
                 _check_vocabulary(before.trie, trie)
+            after._core.check_file_unchanged()
             definitions = {**self._definitions, **(filters or {})}
             version = _make_version(before.number + 1, after, definitions, self._removed)
             self._definitions = definitions

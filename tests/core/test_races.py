@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gentrie import TokenTrie
+from gentrie import TokenTrie, _validate
 
 
 def run_python(code: str, *arguments: object) -> str:
@@ -106,6 +106,14 @@ def test_the_first_state_that_is_none_is_named():
             trie.advance_batch(states, states, num_threads=threads)
     with pytest.raises(ValueError, match=r"states\[9000\]=549755813888"):
         trie.next_tokens_batch(states)
+
+
+def test_row_numbers_are_those_that_were_checked():
+    """What another thread writes to them later is not seen."""
+    rows = np.array([2, 0])
+    checked = _validate.row_indices("indices", rows, 2, 3)
+    rows[:] = 1 << 40
+    assert checked.tolist() == [2, 0]
 
 
 def test_a_fork_while_the_item_index_is_made_does_not_hang():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -316,3 +317,15 @@ def test_every_answer_is_one_versions_answer_in_order():
         seen = [reader.result(60) for reader in readers]
     assert catalog.current.number == 61
     assert len({number for numbers in seen for number in numbers}) > 10
+
+
+def test_a_trie_whose_file_was_written_to_is_not_swapped_in(tmp_path: Path):
+    path = tmp_path / "catalog.safetensors"
+    trie_of(ROWS).save(path)
+    mapped, copy = TokenTrie.load(path), TokenTrie.load(path, copy=True)
+    catalog = LiveCatalog(trie_of(ROWS))
+    os.utime(path, (0, 0))
+    with pytest.raises(ValueError, match="was written to since it was loaded"):
+        catalog.swap(mapped)
+    assert catalog.current.number == 1
+    assert catalog.swap(copy).number == 2
