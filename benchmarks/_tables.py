@@ -1,4 +1,4 @@
-"""The README's tables of Table A2 and of the training on real interactions, from the JSON in ``results``."""
+"""The tables in docs/performance.md of Table A2 and of the training on real interactions, from the JSON in ``results``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def table_a2(path: Path = RESULTS / "table_a2-small-cpu-short.json") -> str:
             seconds = f"{found['generate_seconds']['median']:.2f} | {found['seconds']['median']:.3f}"
             beams.append(f"| {name} | {scopes[scope]} | {seconds} | {found['speedup']['median']:.1f} |")
     cut = "; ".join(result["cuts"])
-    note = f"Cut: {cut}. ![Table A2](benchmarks/results/{path.with_suffix('.png').name})"
+    note = f"Cut: {cut}. ![Table A2](../benchmarks/results/{path.with_suffix('.png').name})"
     return "\n".join([*lines, "", *beams, "", note])
 
 
@@ -52,7 +52,7 @@ def office(path: Path = RESULTS / "office_training.json") -> str:
         cells = [_range(found[name]) for name in _OFFICE]
         step, memory = found["cpu_seconds_per_step"]["mean"], found["peak_memory_bytes"]["high"] / 1e6
         lines.append(f"| {method.upper()} | {' | '.join(cells)} | {step:.2f} | {memory:.0f} |")
-    return "\n".join([*lines, "", f"![Sweep](benchmarks/results/{path.with_suffix('.png').name})"])
+    return "\n".join([*lines, "", f"![Sweep](../benchmarks/results/{path.with_suffix('.png').name})"])
 
 
 def _head(names: tuple[str, ...]) -> list[str]:

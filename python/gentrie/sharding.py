@@ -1,4 +1,4 @@
-"""A catalog in parts by first token, each built and served on its own; ``docs/sharding.md`` is the recipe."""
+"""A catalog in parts by first token, each built and served on its own; ``docs/howto/sharding.md`` is the recipe."""
 
 from __future__ import annotations
 
