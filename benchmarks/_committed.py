@@ -26,7 +26,7 @@ OFFICE = {
 
 def committed_rows() -> list[tuple[Figure, str]]:
     """Each figure and the command that measured it."""
-    return [*_published(), *_scaling(), *_wide_beams(), *_table_a2(), *_office(), *_gpu()]
+    return [*_checks(), *_published(), *_scaling(), *_wide_beams(), *_table_a2(), *_office(), *_gpu()]
 
 
 def _read(name: str) -> Any:
@@ -36,6 +36,14 @@ def _read(name: str) -> Any:
 
 def _of(name: str, unit: str, spread: dict[str, float], scale: float = 1.0, **rest: Any) -> Figure:
     return Figure(name, unit, **{key: scale * spread[key] for key in ("median", "low", "high")}, **rest)
+
+
+def _checks() -> Iterator[tuple[Figure, str]]:
+    if found := _read("checks.json"):
+        minutes = found["fast_tests"]["seconds"] / 60
+        yield Figure.exact("tests that the README names, on two cores", "min", minutes, goal=6), ".ci/run"
+        minutes = found["steps"]["all steps"] / 60
+        yield Figure.exact("all checks with their installations, on two cores", "min", minutes, goal=45), ".ci/run"
 
 
 def _published() -> Iterator[tuple[Figure, str]]:
