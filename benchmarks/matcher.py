@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 from _figures import VOCAB_SIZE, Figure, main
 
 import gentrie
@@ -18,6 +19,7 @@ from gentrie import TokenTrie, TrieMatcher, datasets
 from gentrie.bench.harness import Spread, compare
 
 TITLES = 200
+BATCH, CALLS = 64, 100
 
 
 def llguidance_walk(tokenizer: object, titles: list[str], walks: list[list[int]]) -> Callable[[], None]:
@@ -68,7 +70,51 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     figures = [Figure.of("matcher: accept and fill a bitmask", "us", per_token["gentrie"], scale=1e6, goal=3)]
     if "llguidance" in per_token:
         figures.append(Figure.of("llguidance, warm: the same", "us", per_token["llguidance"], scale=1e6))
-    return figures
+    return [*figures, *batches(trie, walks, options.rounds)]
+
+
+def batches(trie: TokenTrie, walks: list[list[int]], rounds: int) -> list[Figure]:
+    """One call for many rows, each in the middle of a title."""
+    matchers = [TrieMatcher(trie) for _ in range(BATCH)]
+    for matcher, tokens in zip(matchers, walks, strict=False):
+        matcher.accept_tokens(tokens[: len(tokens) // 2])
+    following = np.array([matcher.get_allowed_tokens()[0] for matcher in matchers])
+    mask = gentrie.allocate_token_bitmask(BATCH, VOCAB_SIZE)
+    first, first_mask = matchers[:1], mask[:1]
+
+    def accept() -> None:
+        for _ in range(CALLS):
+            gentrie.batch_accept_token(matchers, following)
+            for matcher in matchers:
+                matcher.rollback(1)
+
+    def roll_back() -> None:
+        for _ in range(CALLS):
+            for matcher in matchers:
+                matcher.rollback(0)
+
+    taken = compare(
+        {
+            "fill": lambda: [gentrie.batch_fill_next_token_bitmask(matchers, mask) for _ in range(CALLS)],
+            "accept": accept,
+            "roll back": roll_back,
+            "fill one": lambda: [gentrie.batch_fill_next_token_bitmask(first, first_mask) for _ in range(CALLS)],
+            "single": lambda: [first[0].fill_next_token_bitmask(first_mask) for _ in range(CALLS)],
+        },
+        rounds=rounds,
+    )
+
+    def row(seconds: Iterable[float]) -> Spread:
+        return Spread.of([each / (CALLS * BATCH) for each in seconds])
+
+    accepts = row(a - b for a, b in zip(taken["accept"].rounds, taken["roll back"].rounds, strict=True))
+    ratios = [a / b for a, b in zip(taken["fill one"].rounds, taken["single"].rounds, strict=True)]
+    name = f"matcher: batch of {BATCH}"
+    return [
+        Figure.of(f"{name}, fill, a row", "us", row(taken["fill"].rounds), scale=1e6, goal=0.4),
+        Figure.of(f"{name}, accept, a row", "us", accepts, scale=1e6, goal=0.4),
+        Figure.of("matcher: fill of a batch of 1 over a single fill", "times", Spread.of(ratios), goal=1.2),
+    ]
 
 
 if __name__ == "__main__":

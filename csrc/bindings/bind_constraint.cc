@@ -80,13 +80,23 @@ void bind_matcher(py::module_& module) {
   module.def(
       "fill_bitmasks",
       [](const std::vector<const Matcher*>& matchers, std::uintptr_t bitmask, std::uint64_t num_words,
-         std::int64_t row_stride, const InputArray<std::int64_t>& rows, int num_threads) {
-        const std::int64_t* row = rows.data();
+         std::int64_t row_stride, const std::optional<InputArray<std::int64_t>>& rows, int num_threads) {
+        const std::int64_t* row = rows ? rows->data() : nullptr;
         const py::gil_scoped_release no_gil;
         fill_bitmasks(matchers, at_address<std::int32_t>(bitmask), num_words, row_stride, row, num_threads,
                       signal_poll());
       },
       arg("matchers"), arg("bitmask"), arg("num_words"), arg("row_stride"), arg("rows"), arg("num_threads"));
+  module.def(
+      "accept_tokens",
+      [](const std::vector<Matcher*>& matchers, const InputArray<std::int64_t>& tokens) {
+        py::array_t<bool> accepted(static_cast<py::ssize_t>(matchers.size()));
+        for (std::size_t i = 0; i < matchers.size(); ++i) {
+          accepted.mutable_data()[i] = matchers[i]->accept(as_token(tokens.data()[i]));
+        }
+        return accepted;
+      },
+      arg("matchers"), arg("tokens"));
 }
 
 void bind_history(py::module_& module) {

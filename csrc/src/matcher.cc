@@ -67,12 +67,28 @@ Verdict Matcher::allowed(std::vector<Token>* tokens) const {
 
 bool Matcher::is_terminated() const { return cursor_.finished || at_turn_end_; }
 
-bool fill_bitmask(const Matcher& matcher, std::int32_t* words, std::uint64_t num_words) {
-  const std::int32_t vocab_size = matcher.constraint().view().vocab_size;
+namespace {
+
+void check_width(const Matcher& matcher, std::uint64_t num_words) {
+  const Constraint& constraint = matcher.constraint();
+  const auto vocab_size = std::max<std::int64_t>(constraint.view().vocab_size, constraint.options().vocab_size);
   if (num_words * 32 < static_cast<std::uint64_t>(vocab_size)) {
-    throw std::invalid_argument("a bitmask row of " + std::to_string(num_words) +
-                                " words is too narrow for vocab_size=" + std::to_string(vocab_size));
+    throw std::invalid_argument("bitmask has " + std::to_string(num_words) +
+                                " words a row, fewer than vocab_size=" + std::to_string(vocab_size) + " needs");
   }
+}
+
+void check_each_row_once(const std::int64_t* rows, std::uint64_t count) {
+  std::vector<std::int64_t> sorted(rows, rows + count);
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) throw std::invalid_argument("indices name row " + std::to_string(*twice) + " twice");
+}
+
+}  // namespace
+
+bool fill_bitmask(const Matcher& matcher, std::int32_t* words, std::uint64_t num_words) {
+  check_width(matcher, num_words);
   std::vector<Token> tokens;
   const Verdict verdict = matcher.allowed(&tokens);
   const bool is_free = verdict == Verdict::kFree || verdict == Verdict::kFreeNoBegin;
@@ -87,9 +103,14 @@ bool fill_bitmask(const Matcher& matcher, std::int32_t* words, std::uint64_t num
 
 void fill_bitmasks(const std::vector<const Matcher*>& matchers, std::int32_t* bitmask, std::uint64_t num_words,
                    std::int64_t row_stride, const std::int64_t* rows, int num_threads, const Poll& poll) {
+  for (const Matcher* matcher : matchers) check_width(*matcher, num_words);
+  if (rows != nullptr) check_each_row_once(rows, matchers.size());
   parallel_for(
       matchers.size(), num_threads, 1,
-      [&](std::uint64_t i, std::uint64_t) { fill_bitmask(*matchers[i], bitmask + rows[i] * row_stride, num_words); },
+      [&](std::uint64_t i, std::uint64_t) {
+        const std::int64_t row = rows == nullptr ? static_cast<std::int64_t>(i) : rows[i];
+        fill_bitmask(*matchers[i], bitmask + row * row_stride, num_words);
+      },
       as_tick(poll));
 }
 

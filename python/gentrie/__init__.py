@@ -10,7 +10,7 @@ from gentrie.bitmask import (
 )
 from gentrie.item_filter import ItemFilter
 from gentrie.live_catalog import LiveCatalog
-from gentrie.matcher import TrieMatcher, batch_fill_next_token_bitmask
+from gentrie.matcher import TrieMatcher, batch_accept_token, batch_fill_next_token_bitmask
 from gentrie.trie import TokenTrie
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "allocate_token_bitmask",
     "apply_token_bitmask_inplace",
+    "batch_accept_token",
     "batch_fill_next_token_bitmask",
     "get_bitmask_shape",
     "get_cmake_dir",

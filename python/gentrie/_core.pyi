@@ -183,9 +183,10 @@ def fill_bitmasks(
     bitmask: int,
     num_words: int,
     row_stride: int,
-    rows: _Int64,
+    rows: _Int64 | None,
     num_threads: int,
 ) -> None: ...
+def accept_tokens(matchers: Sequence[Matcher], tokens: _Int64) -> npt.NDArray[np.bool_]: ...
 def mask_scores(
     allowed: AllowedRows,
     begin_token_id: int,

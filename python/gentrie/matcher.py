@@ -203,14 +203,50 @@ def batch_fill_next_token_bitmask(
         For a bitmask of another dtype, device or shape or whose rows share memory, and for indices outside it or
         given twice.
     """
-    for i, matcher in enumerate(matchers):
-        if not isinstance(matcher, TrieMatcher):
-            raise TypeError(f"matchers[{i}] is a {type(matcher).__name__}, expected a TrieMatcher")
-    if not matchers:
+    cores = _cores_of(matchers)
+    if not cores:
         return
-    address, batch, num_words, stride = _validate.bitmask(bitmask, max(m._vocab_size for m in matchers))
-    rows = _validate.row_indices("indices", indices, len(matchers), batch)
-    if np.unique(rows).size != rows.size:
-        raise ValueError(f"indices={rows.tolist()} names a row twice")
+    address, batch, num_words, stride = _validate.bitmask(bitmask, 1)  # the core knows how wide each must be
+    if indices is not None:
+        indices = _validate.row_indices("indices", indices, len(cores), batch)
+    elif len(cores) > batch:
+        raise ValueError(f"bitmask has {batch} rows, fewer than the {len(cores)} matchers")
     threads = _validate.integer("num_threads", num_threads, 1, 4096)
-    _core.fill_bitmasks([matcher._core for matcher in matchers], address, num_words, stride, rows, threads)
+    _core.fill_bitmasks(cores, address, num_words, stride, indices, threads)
+
+
+def batch_accept_token(
+    matchers: Sequence[TrieMatcher], tokens: Sequence[int] | npt.NDArray[Any]
+) -> npt.NDArray[np.bool_]:
+    """Let each matcher take its token, as :meth:`TrieMatcher.accept_token` does.
+
+    Parameters
+    ----------
+    matchers
+        One a row.
+    tokens
+        Token ids [len(matchers)].
+
+    Returns
+    -------
+    numpy.ndarray
+        bool [len(matchers)]: whether the token was taken. A matcher that refused its token is as it was.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For another number of tokens than of matchers, and for what is no matcher or no token id; no token is taken
+        then.
+    """
+    cores, ids = _cores_of(matchers), _validate.token_row("tokens", tokens)
+    if ids.size != len(cores):
+        raise ValueError(f"tokens has {ids.size} entries, matchers has {len(cores)}")
+    return _core.accept_tokens(cores, ids)
+
+
+def _cores_of(matchers: Sequence[TrieMatcher]) -> list[_core.Matcher]:
+    if set(map(type, matchers)) - {TrieMatcher}:
+        for i, matcher in enumerate(matchers):
+            if not isinstance(matcher, TrieMatcher):
+                raise TypeError(f"matchers[{i}] is a {type(matcher).__name__}, expected a TrieMatcher")
+    return [matcher._core for matcher in matchers]

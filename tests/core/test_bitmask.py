@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -115,7 +116,7 @@ def test_batch_equals_single_fills(num_threads: int, indices: list[int] | None):
         ([0, 5], {}, ValueError, r"indices\[1\]=5"),
         ([-1, 0], {}, ValueError, r"indices\[0\]=-1"),
         ([0], {}, ValueError, "indices has 1 entries, expected 2"),
-        ([1, 1], {}, ValueError, r"indices=\[1, 1\]"),
+        ([1, 1], {}, ValueError, "indices name row 1 twice"),
         ([0.0, 1.0], {}, TypeError, "indices has dtype float64"),
         (None, {"num_threads": 0}, ValueError, "num_threads=0"),
     ],
@@ -125,6 +126,47 @@ def test_bad_batches_are_named(indices: Any, options: dict[str, Any], kind: type
     before = mask.clone()
     with pytest.raises(kind, match=part):
         gentrie.batch_fill_next_token_bitmask([matcher_of(40), matcher_of(50)], mask, indices, **options)
+    assert torch.equal(mask, before)
+
+
+def test_a_batch_takes_tokens_as_single_matchers_do():
+    matchers = [matcher_of(40) for _ in range(4)]
+    alone = [matcher_of(40) for _ in range(4)]
+    for tokens in ([31, 5, -1, 2**40], [5, 31, 31, 31]):
+        taken = gentrie.batch_accept_token(matchers, tokens)
+        assert taken.dtype == np.bool_
+        assert taken.tolist() == [one.accept_token(token) for one, token in zip(alone, tokens, strict=True)]
+        assert [m.state for m in matchers] == [m.state for m in alone]
+    assert gentrie.batch_accept_token([], []).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kind", "part"),
+    [
+        ([31], ValueError, "tokens has 1 entries, matchers has 2"),
+        ([31, 1.5], TypeError, "tokens has dtype float64"),
+        ([[31, 31]], ValueError, r"tokens has shape \(1, 2\)"),
+    ],
+)
+def test_bad_batches_of_tokens_are_named(tokens: Any, kind: type[Exception], part: str):
+    matchers = [matcher_of(40), matcher_of(40)]
+    with pytest.raises(kind, match=part):
+        gentrie.batch_accept_token(matchers, tokens)
+    with pytest.raises(TypeError, match=r"matchers\[1\] is a str"):
+        gentrie.batch_accept_token([matchers[0], "x"], [31, 31])  # type: ignore[list-item]
+    assert [m.num_accepted for m in matchers] == [0, 0]
+
+
+def test_a_batch_that_is_too_narrow_or_short_for_a_matcher_is_not_begun():
+    mask = random_mask(2, 2)
+    before = mask.clone()
+    with pytest.raises(ValueError, match="bitmask has 2 words a row, fewer than vocab_size=90 needs"):
+        gentrie.batch_fill_next_token_bitmask([matcher_of(40), matcher_of(90)], mask)
+    wide = gentrie.TrieMatcher(matcher_of(40).trie, vocab_size=70)
+    with pytest.raises(ValueError, match="bitmask has 2 words a row, fewer than vocab_size=70 needs"):
+        gentrie.batch_fill_next_token_bitmask([matcher_of(40), wide], mask)
+    with pytest.raises(ValueError, match="bitmask has 2 rows, fewer than the 3 matchers"):
+        gentrie.batch_fill_next_token_bitmask([matcher_of(40)] * 3, mask)
     assert torch.equal(mask, before)
 
 

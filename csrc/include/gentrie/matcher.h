@@ -46,10 +46,11 @@ class Matcher {
 };
 
 /// Fills one row of a token bitmask (1 = allowed) of `num_words` 32-bit words. Returns whether it forbids anything.
-/// \throws std::invalid_argument for fewer than ceil(vocab_size / 32) words
+/// \throws std::invalid_argument for fewer than ceil(vocab_size / 32) words of the model's vocabulary
 bool fill_bitmask(const Matcher& matcher, std::int32_t* words, std::uint64_t num_words);
 
-/// Fills row rows[i] of a bitmask for matchers[i]; rows are `row_stride` words apart.
+/// Fills row rows[i] of a bitmask for matchers[i], row i where `rows` is null; rows are `row_stride` words apart.
+/// \throws std::invalid_argument before anything is written, for rows that are too narrow or named twice
 void fill_bitmasks(const std::vector<const Matcher*>& matchers, std::int32_t* bitmask, std::uint64_t num_words,
                    std::int64_t row_stride, const std::int64_t* rows, int num_threads, const Poll& poll = {});
 
