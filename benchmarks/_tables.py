@@ -1,4 +1,4 @@
-"""The tables in docs/performance.md of Table A2 and of the training on real interactions, from the JSON in ``results``."""
+"""Tables of docs/performance.md: Table A2 and the training on real interactions, from the JSON in ``results``."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ HEADLINES = {
     "lookup inside items": "Time to find the tokens allowed after a history of 500 tokens, called from Python",
     "bytes an item: 5M ids of 8 x 2048": "Memory per item, 5 million semantic ids of 8 codes",
     "5M ids of 8 x 2048: build, two threads": "Time to build that trie of 5 million ids",
-    "text with items, real toy: speed over free text": "Speed of text with items, relative to free text without a constraint",
+    "text with items, real toy: speed over free text": "Speed of text with items, relative to free text",
     "beam search, toy, 10 beams, scope=trie: generate over ours": "Time of constrained `generate` divided by that of "
     "`beam_search`, ten titles",
     "training step, vocabulary 131,072: BEAR over transformers": "Time of a BEAR training step divided by that of "
@@ -98,9 +98,9 @@ def update_docs(rows: list[tuple[Figure, str]], where: dict[str, Any], earlier: 
     head = (
         f"{where['cpu']}, one thread unless a row says otherwise, Python {where['python']}, "
         f"torch {where['versions']['torch']}, commit {where['commit'].removesuffix('-dirty')[:7]}"
-        f"{' with changes' if where['commit'].endswith('-dirty') else ''}; median (range of the rounds). Some rows were "
-        "measured at earlier commits: those of `scaling.py`, `compare_published*.py` and of 50 and 200 beams at the "
-        f"commits in the JSON files of `benchmarks/results`{others}."
+        f"{' with changes' if where['commit'].endswith('-dirty') else ''}; median (range of the rounds). Some "
+        "rows were measured at earlier commits: those of `scaling.py`, `compare_published*.py` and of 50 and 200 beams "
+        f"at the commits in the JSON files of `benchmarks/results`{others}."
     )
     ALL_FIGURES.write_text(f"# All figures\n\n{head}\n\n{markdown(rows)}\n")
     with_goals = markdown([entry for entry in rows if entry[0].goal is not None])

@@ -275,12 +275,13 @@ def mask_rows(
     begin_token_id: int,
     eos_token_ids: torch.Tensor,
     dead_may_end: bool,
-    *tries: torch.Tensor | None,
+    descriptors: torch.Tensor,
+    *others: torch.Tensor | None,
 ) -> torch.Tensor:
     """:func:`trie_mask` in plain torch; returns whether the logit of a token that an item may go on with is not a
     number, bool []."""
     has_nan = torch.zeros((), dtype=torch.bool, device=logits.device)
-    for rows, lookups, allowed, *_ in groups(len(logits), *tries):
+    for rows, lookups, allowed, *_ in groups(len(logits), descriptors, *others):
         own = states[rows], begin_token_id, eos_token_ids, dead_may_end, lookups, allowed
         has_nan |= reference.trie_mask(logits, rows, *own)
     return has_nan

@@ -380,6 +380,20 @@ def test_bfloat16_autocast(tmp_path: Path) -> None:
     assert searched.min() >= 0  # the autocast that training leaves around the model is in nobody's way
 
 
+def test_several_trainers_in_bfloat16(tmp_path: Path) -> None:
+    """Each trainer leaves one more autocast around the model."""
+    model = model_of("llama")
+    for _ in range(3):
+        BearTrainer(
+            model,
+            arguments(tmp_path, bf16=True),
+            train_dataset=FEATURES,
+            data_collator=ItemCollator(TRIE, PAD),
+            trie=TRIE,
+        ).train()
+    assert beam_recommend(model.eval(), [[30], [31, 32]], 3, trie=TRIE, pad_token_id=PAD).min() >= 0
+
+
 def test_adaptive_temperature_learns(tmp_path: Path) -> None:
     tau = AdaptiveTau(eta=0.9)
     before = float(tau.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -101,10 +102,8 @@ class TreeHead:
         hook = body.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
         token = torch.ones(1, 1, dtype=torch.int64, device=model.device)
         inputs = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {}
-        # Mixed precision of accelerate leaves an autocast around `forward`, beside which it keeps the plain one.
-        plain = getattr(model, "_original_forward", model)
         try:
-            theirs = plain(input_ids=token, use_cache=False, **inputs).logits[0].float()
+            theirs = _without_autocast(model)(input_ids=token, use_cache=False, **inputs).logits[0].float()
         finally:
             hook.remove()
         if not seen or seen[-1].ndim != 3:
@@ -117,6 +116,14 @@ class TreeHead:
             ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True
         ):
             raise ValueError(f"{type(model).__name__} does more to its logits than LM head, scale and soft-cap")
+
+
+def _without_autocast(model: Any) -> Any:
+    """The model, or its ``forward`` from before accelerate's mixed precision, which each trainer wraps once more."""
+    found = plain = vars(model).get("_original_forward", model)  # as the last trainer found it
+    while type(getattr(plain, "__wrapped__", None)).__name__ == "ConvertOutputsToFp32":
+        plain = plain.__wrapped__.__wrapped__.__wrapped__  # the conversion, the autocast, what they wrap
+    return types.MethodType(plain, model) if plain is not found and isinstance(found, types.MethodType) else plain
 
 
 class WholeHead:
