@@ -49,7 +49,9 @@ that `pyproject.toml` allows. `.ci/run` writes this table after it has run them.
 seconds = {name: int(value) for name, value in (line.split("\t") for line in Path(steps).read_text().splitlines())}
 summary = re.findall(r"^=+ .*\b(\d+) passed.* in ([\d.]+)s", Path(log).read_text(), re.MULTILINE)[-1]
 report = {
-    "circumstances": printed_by(newest_python, CIRCUMSTANCES),
+    # The package is installed outside the checkout here, and cannot tell its commit.
+    "circumstances": printed_by(newest_python, CIRCUMSTANCES)
+    | {"commit": subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()},
     "fast_tests": {"passed": int(summary[0]), "seconds": float(summary[1])},
     "steps": seconds,
 }

@@ -26,6 +26,8 @@ class StaticIndex:
     packed: npt.NDArray[np.int32]
     indptr: npt.NDArray[np.int32]
     max_branches: tuple[int, ...]
+    start_mask: npt.NDArray[np.bool_]
+    dense_mask: npt.NDArray[np.bool_]
     dense_states: npt.NDArray[np.int32]
     nbytes: int
     seconds: float
@@ -41,7 +43,7 @@ class StaticIndex:
             packed, indptr, branches, start_mask, mask, states = build_static_index(rows, vocab_size)
             seconds = time.perf_counter() - started
         nbytes = sum(array.nbytes for array in (packed, indptr, start_mask, mask, states))
-        return cls(packed, indptr, branches, states, nbytes, seconds, peak.bytes)
+        return cls(packed, indptr, branches, start_mask, mask, states, nbytes, seconds, peak.bytes)
 
     def step(self, prefixes: npt.NDArray[np.int32], scores: Any) -> Any:
         """A function that masks scores [rows, vocabulary] after prefixes [rows, 2]: its first sparse level."""

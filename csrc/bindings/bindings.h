@@ -60,6 +60,7 @@ inline Poll signal_poll() {
 void bind_trie(py::module_& module);
 void bind_filter(py::module_& module);
 void bind_constraint(py::module_& module);
+void bind_beam_search(py::module_& module);
 
 }  // namespace gentrie
 

@@ -31,6 +31,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   gentrie::bind_trie(module);
   gentrie::bind_filter(module);
   gentrie::bind_constraint(module);
+  gentrie::bind_beam_search(module);
   module.def(
       "write_zeros",
       [](std::uintptr_t data, std::uint64_t nbytes) {

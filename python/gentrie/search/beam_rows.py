@@ -64,7 +64,7 @@ class BeamStep:
     parents: Int64Array
     tokens: Int64Array
     states: Int64Array
-    forced: list[list[int]]
+    forced: list[tuple[int, ...]]
     finished: list[int]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,18 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core, _validate
-from gentrie.item_filter import items_of, make_filter
-from gentrie.search._beam import PROMPT, Beam, make_rules
-from gentrie.search._beam_request import BeamRequest
-from gentrie.search._beam_scores import AskedRow, log_probabilities
+from gentrie.item_filter import make_filter
 from gentrie.search.beam_rows import BeamItems, BeamRows, BeamStep, Int64Array
-from gentrie.search.item_scores import CatalogLeaves, ItemScores
-from gentrie.search.item_terms import ItemTerm, LookaheadTerm, ShareTerm
+from gentrie.search.item_scores import CatalogLeaves
 from gentrie.trie import TokenTrie
 
 if TYPE_CHECKING:
     import torch
 
+MAX_BEAM_WIDTH = 512
+_MAX_LENGTH_PENALTY = 32  # of the longest sequence that a trie takes its power is a float64
 # A call of the model for more tokens than these takes time in proportion to them: runs are not read ahead then, since
 # beams die inside them.
 _TOKENS_A_CALL = 512
@@ -77,11 +76,9 @@ class BeamStepper:
             "num_beam_groups": num_beam_groups,
             "diversity_penalty": diversity_penalty,
         }
-        make_rules(**self._defaults)
-        self._requests: dict[int, BeamRequest] = {}
-        self._asked: list[AskedRow] = []
+        self._rules = _checked_rules(**self._defaults)
+        self._search = _core.BeamSearch(trie._core)
         self._rows: BeamRows | None = None
-        self._next_handle = 0
 
     def add_request(
         self,
@@ -134,9 +131,9 @@ class BeamStepper:
             For values out of range and a request that is already there.
         """
         name = _validate.integer("request", request, 0, 2**63 - 1)
-        if name in self._requests:
+        if self._search.has(name):
             raise ValueError(f"request={name} is already there")
-        own = {
+        given = {
             "beam_width": beam_width,
             "scope": scope,
             "length_penalty": length_penalty,
@@ -145,21 +142,19 @@ class BeamStepper:
             "num_beam_groups": num_beam_groups,
             "diversity_penalty": diversity_penalty,
         }
-        rules = make_rules(**(self._defaults | {key: value for key, value in own.items() if value is not None}))
+        own = {key: value for key, value in given.items() if value is not None}
+        rules = _checked_rules(**(self._defaults | own)) if own else self._rules
         chosen = item_filter if isinstance(item_filter, _core.ItemFilter) else make_filter(self._trie, item_filter)
         term = self._term(item_scores, alpha, lookahead_scores, chosen)
-        search = BeamRequest(self._trie, chosen, rules, term)
-        search.advance()
-        self._requests[name] = search
+        self._search.add(name, rules, chosen, term)
 
     def drop_request(self, request: int) -> None:
         """Let a request leave with nothing; rows asked for it may still be given and are ignored."""
-        self._search(request)
-        del self._requests[request]
+        self._search.drop(_as_request(request))
 
     def is_finished(self, request: int) -> bool:
         """Whether :meth:`pop_result` has a result."""
-        return self._search(request).done
+        return self._search.is_finished(_as_request(request))
 
     def pop_result(self, request: int, limit: int | None = None) -> BeamItems:
         """What a finished request found, the first ``limit``; it leaves.
@@ -169,52 +164,14 @@ class BeamStepper:
         ValueError
             For a request that is unknown or not finished.
         """
-        search = self._search(request)
-        if not search.done:
-            raise ValueError(f"request {request} is not finished")
-        del self._requests[request]
-        best = search.found()[:limit]
-        paths = [beam.path() for _, beam in best]
-        return BeamItems(
-            [tokens for tokens, _, _ in paths],
-            np.array([score for score, _ in best]),
-            [np.array(scores) for _, scores, _ in paths],
-            [items_of(self._trie, search.chosen, tokens) for tokens, _, _ in paths],
-            sum(forced for _, _, forced in paths),
-        )
+        most = MAX_BEAM_WIDTH if limit is None else _validate.integer("limit", limit, 0, 2**31 - 1)
+        sequences, scores, token_scores, item_ids, num_forced = self._search.take(_as_request(request), most)
+        return BeamItems(sequences, scores, token_scores, [self._trie._named(ids) for ids in item_ids], num_forced)
 
     def rows(self) -> BeamRows:
         """What the model has to be asked now; the same until :meth:`step`, whatever requests join meanwhile."""
-        if self._rows is not None:
-            return self._rows
-        requests, handles, parents, states, tokens, lengths = [], [], [], [], [], []
-        self._asked = []
-        asking = [
-            (name, search, beams)
-            for name, search in self._requests.items()
-            if not search.done
-            for beams in search.asking()
-        ]
-        ahead = _TOKENS_A_CALL // max(1, len(asking))
-        for name, search, beams in asking:
-            fed, places = search.reading(beams[0], ahead)
-            requests.append(name)
-            handles.append(self._next_handle)
-            parents.append(beams[0].handle)
-            states.append(beams[0].state)
-            tokens += fed
-            lengths.append(len(fed))
-            self._asked.append(AskedRow(name, search, beams, self._next_handle, places))
-            self._next_handle += 1
-        self._rows = BeamRows(
-            handles=_int64(handles),
-            requests=_int64(requests),
-            parents=_int64(parents),
-            states=_int64(states),
-            tokens=_int64(tokens),
-            indptr=_int64([0, *np.cumsum(lengths)]),
-            logit_counts=_int64([len(asked.places) for asked in self._asked]),
-        )
+        if self._rows is None:
+            self._rows = BeamRows(*self._search.rows(_TOKENS_A_CALL))
         return self._rows
 
     def step(
@@ -237,37 +194,56 @@ class BeamStepper:
             For other shapes and dtypes, and scores that are not numbers. The stepper is then as before.
         """
         self.rows()
-        values = log_probabilities(self._trie, self._asked, logits, normalizers)
-        there = [self._requests.get(asked.request) is asked.search for asked in self._asked]
-        for asked, known, still in zip(self._asked, values, there, strict=True):
-            if still:
-                for beam in asked.beams:
-                    asked.search.take(beam, asked.handle, known)
-        stepped = dict.fromkeys(asked.request for asked, still in zip(self._asked, there, strict=True) if still)
-        self._rows, self._asked = None, []
-        live: list[tuple[int, Beam]] = []
-        for name in stepped:
-            search = self._requests[name]
-            search.advance()
-            live += [] if search.done else [(name, beam) for beam in search.beams]
-        return BeamStep(
-            requests=_int64([name for name, _ in live]),
-            parents=_int64([beam.handle for _, beam in live]),
-            tokens=_int64([beam.pending[0] if beam.pending else -1 for _, beam in live]),
-            states=_int64([beam.state for _, beam in live]),
-            forced=[beam.pending[1:] for _, beam in live],
-            finished=[name for name in stepped if self._requests[name].done],
-        )
+        count = self._search.num_logits
+        logits = _real("logits", logits)
+        if logits.ndim != 2 or logits.shape[0] != count:
+            raise ValueError(f"logits has shape {tuple(logits.shape)}, expected [{count}, V]")
+        width = logits.shape[1]
+        is_narrow = width == self._num_tokens and width < self._trie.vocab_size
+        if not is_narrow and width < self._trie.vocab_size:
+            raise ValueError(
+                f"logits has {width} columns, expected the vocabulary's {self._trie.vocab_size} or the "
+                f"catalog's {self._num_tokens}"
+            )
+        if normalizers is not None:
+            normalizers = _real("normalizers", normalizers)
+            if tuple(normalizers.shape) != (count,):
+                raise ValueError(f"normalizers has shape {tuple(normalizers.shape)}, expected [{count}]")
+        elif is_narrow and self._search.needs_log_sums:
+            raise ValueError('normalizers is missing: scope="vocab" needs it beside the catalog\'s columns')
+        if _validate.is_tensor(logits) and logits.device.type != "cpu":
+            step = self._search.step_places(*self._picked(logits, normalizers, is_narrow))
+        else:
+            sums = None if normalizers is None else _sums_on_host(normalizers)
+            address, is_double, stride, _held = _rows_on_host(logits)
+            step = self._search.step(address, is_double, width, stride, is_narrow, sums)
+        self._rows = None
+        return BeamStep(*step)
 
     def handles_in_use(self) -> Int64Array:
         """int64, ascending: rows that live beams continue; an engine may forget all others."""
-        used = {beam.handle for search in self._requests.values() if not search.done for beam in search.beams}
-        return np.array(sorted(used - {PROMPT}), dtype=np.int64)
+        return self._search.handles_in_use()
 
-    def _search(self, request: int) -> BeamRequest:
-        if request not in self._requests:
-            raise ValueError(f"request {request} is unknown")
-        return self._requests[request]
+    def _picked(self, logits: Any, normalizers: Any, is_narrow: bool) -> tuple[Any, Any]:
+        """The logits of the places asked for and the log-sums of the rows, float64, fetched from a device at once."""
+        import torch
+
+        tokens, indptr = self._search.places()
+        columns = np.searchsorted(self._trie.vocabulary, tokens) if is_narrow else tokens
+        rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        at = torch.from_numpy(np.stack([rows, columns])).to(logits.device)
+        wanted = logits[at[0], at[1]].double()
+        if normalizers is None and not self._search.needs_log_sums:
+            return wanted.cpu().numpy(), None
+        if normalizers is None:
+            normalizers = logits.float().logsumexp(-1)
+        sums = torch.as_tensor(normalizers, device=logits.device).double()
+        both = torch.cat([wanted, sums]).cpu().numpy()
+        return both[: len(tokens)], both[len(tokens) :]
+
+    @cached_property
+    def _num_tokens(self) -> int:
+        return len(self._trie.vocabulary)
 
     @cached_property
     def _leaves(self) -> CatalogLeaves:
@@ -275,21 +251,106 @@ class BeamStepper:
 
     def _term(
         self, item_scores: Any, alpha: float | None, lookahead_scores: Any, chosen: _core.ItemFilter | None
-    ) -> ItemTerm | None:
+    ) -> _core.ItemTerm | None:
         if (item_scores is None) != (alpha is None):
             raise ValueError("item_scores and alpha go together, one of them is missing")
         if item_scores is not None and lookahead_scores is not None:
             raise ValueError("item_scores and lookahead_scores: give one of the two")
+        core = self._trie._core
         if lookahead_scores is not None:
-            ahead = self._leaves.check("lookahead_scores", lookahead_scores, axes="[items]")
-            return LookaheadTerm(self._leaves, ahead, chosen)
+            return _core.best_term(
+                core, chosen, self._leaves.check("lookahead_scores", lookahead_scores, axes="[items]")
+            )
         if alpha is None:
             return None
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha={alpha} is outside [0, 1]")
         own = self._leaves.check("item_scores", item_scores, axes="[items]", lowest=0)
-        return ShareTerm(ItemScores(self._trie, own[None], self._leaves), 0, float(alpha))
+        return _core.share_term(core, own, float(alpha))
 
 
-def _int64(column: list[int]) -> Int64Array:
-    return np.array(column, dtype=np.int64)
+def _checked_rules(
+    *,
+    beam_width: int,
+    scope: str,
+    length_penalty: float,
+    early_stopping: Any,
+    max_length: int,
+    num_beam_groups: int,
+    diversity_penalty: float,
+) -> _core.BeamRules:
+    """ValueError or TypeError by name."""
+    if early_stopping not in (True, False, "never"):
+        raise ValueError(f'early_stopping={early_stopping!r}, expected True, False or "never"')
+    width = _validate.integer("beam_width", beam_width, 1, MAX_BEAM_WIDTH)
+    groups = _validate.integer("num_beam_groups", num_beam_groups, 1, width)
+    if width % groups:
+        raise ValueError(f"num_beam_groups={groups} does not divide beam_width={width}")
+    diversity = _finite("diversity_penalty", diversity_penalty)
+    if diversity < 0:
+        raise ValueError(f"diversity_penalty={diversity} is negative")
+    penalty = _finite("length_penalty", length_penalty)
+    if abs(penalty) > _MAX_LENGTH_PENALTY:
+        raise ValueError(
+            f"length_penalty={penalty} is outside [-{_MAX_LENGTH_PENALTY}, {_MAX_LENGTH_PENALTY}]: scores divided by "
+            "length ** length_penalty would not be numbers"
+        )
+    return _core.BeamRules(
+        beam_width=width,
+        num_beam_groups=groups,
+        diversity_penalty=diversity,
+        over_vocabulary=_validate.choice("scope", scope, ("trie", "vocab")) == "vocab",
+        length_penalty=penalty,
+        early_stopping=early_stopping if early_stopping == "never" else "yes" if early_stopping else "no",
+        max_length=_validate.integer("max_length", max_length, 1, 2**31 - 1),
+    )
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"{name}={value!r} is not a finite number")
+    return float(value)
+
+
+def _as_request(request: int) -> int:
+    try:
+        number = operator.index(request)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ValueError(f"request {request!r} is unknown")
+    return number
+
+
+def _real(name: str, values: Any) -> Any:
+    """An array of real numbers, or the tensor as it is."""
+    if _validate.is_tensor(values):
+        if values.dtype.is_complex or (values.dtype.itemsize == 1 and not values.dtype.is_floating_point):
+            raise TypeError(f"{name} has dtype {values.dtype}, expected real numbers")
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind in "OSUMmbc":
+        raise TypeError(f"{name} has dtype {array.dtype}, expected real numbers")
+    return array
+
+
+def _rows_on_host(logits: Any) -> tuple[int, bool, int, Any]:
+    """Address of [N, V] whose rows are contiguous, whether it is float64 (else float32), elements from row to row, and
+    what holds the memory."""
+    if _validate.is_tensor(logits):
+        import torch
+
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
+        if logits.stride(1) != 1:
+            logits = logits.contiguous()
+        return logits.data_ptr(), logits.dtype == torch.float64, logits.stride(0), logits
+    if logits.dtype not in (np.float32, np.float64):
+        logits = logits.astype(np.float32 if logits.dtype == np.float16 else np.float64)
+    if logits.strides[1] != logits.itemsize or logits.strides[0] % logits.itemsize:
+        logits = np.ascontiguousarray(logits)
+    return logits.ctypes.data, logits.dtype == np.float64, logits.strides[0] // logits.itemsize, logits
+
+
+def _sums_on_host(normalizers: Any) -> npt.NDArray[Any]:
+    return np.asarray(normalizers.detach().double().cpu() if _validate.is_tensor(normalizers) else normalizers)
