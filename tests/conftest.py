@@ -1,5 +1,6 @@
 """Settings shared by all tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if gpu_items and not _cuda_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device and a torch that sees it"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected, some millions of objects, out of every later search for garbage."""
+    if "GENTRIE_KERNELS" not in os.environ:  # the machine of tests/ptx asks the collector which tensors there are
+        gc.collect()
+        gc.freeze()
 
 
 def _cuda_available() -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 
 WAYS = ("wrapper", "module", "forward", "inside")
+# One in the fast set, for what takes seconds a way.
+SOME_WAYS = (WAYS[0], *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:]))
 
 
 def never(*_: Any) -> Any:

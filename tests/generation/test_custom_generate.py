@@ -178,7 +178,7 @@ def test_groups_item_scores_and_filters_of_beam_search(kind: str) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("t5", marks=pytest.mark.slow)])
 def test_static_caches_and_compiled_models_run_with_one_warning(kind: str) -> None:
     with pytest.warns(UserWarning, match="StaticCache stays empty") as warned:
         static = ours(kind=kind, cache_implementation="static")

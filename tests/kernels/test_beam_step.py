@@ -69,7 +69,7 @@ def check(results: Any, prompts: list[dict[Continuation, float]], beam_width: in
     "dtype",
     [torch.float16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float32))],
 )
-@examples(6)
+@examples(3)
 @given(st.data())
 def test_step_takes_the_best(device: str, dtype: torch.dtype, data: st.DataObject):
     case = data.draw(cases())

@@ -75,7 +75,7 @@ def label_cases(draw: st.DrawFn) -> Case:
     return trie, table, states, ignore_index
 
 
-@examples(40)
+@examples(20)
 @given(label_cases())
 def test_nodes_and_states(device: str, case: Case) -> None:
     trie, labels, states, ignore_index = case

@@ -31,7 +31,7 @@ def anyhow(request: pytest.FixtureRequest, device: str) -> Iterator[str]:
         yield device
 
 
-@examples(20)
+@examples(10)
 @given(st.data())
 def test_masks_as_the_processor_does(anyhow: str, data: st.DataObject):
     case = data.draw(cases(needs_eos=True))

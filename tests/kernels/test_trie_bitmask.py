@@ -126,7 +126,9 @@ def test_equals_the_matcher(place: str, data: st.DataObject):
     assert torch.equal(mask.cpu(), torch.cat(masks))
 
 
-@pytest.mark.parametrize("num_children", [0, 1, 1_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_children", [0, 1, *(pytest.param(count, marks=pytest.mark.slow) for count in (1_000, 100_000))]
+)
 def test_rows_of_any_number_of_children(device: str, num_children: int):
     vocab_size = 100_500 if num_children > 1_000 else 9_000
     tokens = np.sort(np.random.default_rng(0).permutation(np.arange(4, vocab_size))[: max(num_children, 2)])

@@ -151,7 +151,7 @@ def test_padding_on_the_right_is_passed_over(device: str):
             assert [torch.nonzero(row == 0)[:, 0].tolist() for row in masked.cpu()] == expected
 
 
-@pytest.mark.parametrize("length", [513, 1600])
+@pytest.mark.parametrize("length", [513, pytest.param(1600, marks=pytest.mark.slow)])
 def test_histories_longer_than_a_block(device: str, length: int):
     """The response is looked for from the end, over borders of blocks."""
     trie = TokenTrie.from_sequences([[5, 6], [7, 8]], vocab_size=10)

@@ -52,7 +52,7 @@ def meant(case: Case, item_filter: Any, state: int) -> Expected:
     return (_core.Verdict.ITEM if tokens else _core.Verdict.EMPTIED), tokens
 
 
-@examples(25)
+@examples(12)
 @given(st.data())
 def test_walk_reads_histories_as_the_processor_does(device: str, data: st.DataObject):
     case = data.draw(cases(needs_eos=True))

@@ -47,6 +47,10 @@ REAL = {
 # The same with mistral-common's tekken (131,072 tokens), where the synthetic titles have 7.2, 11.4 and 20.9.
 REAL_TEKKEN = {"steam": 0.622, "movies": 0.681, "toys": 0.827}
 
+LARGE_ARE_SLOW = pytest.mark.parametrize(
+    "name", ["steam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("movies", "toys"))]
+)
+
 
 @cache
 def catalog(name: str) -> Catalog:
@@ -128,7 +132,7 @@ def test_toys_have_html_entities_as_scraped_titles_do() -> None:
 # ------------------------------------------------------------------------------------------------- shape
 
 
-@pytest.mark.parametrize("name", datasets.NAMES)
+@LARGE_ARE_SLOW
 def test_shape_is_that_of_real_titles_of_the_same_length(name: str) -> None:
     trie = trie_of(rows(name), len(tokenizer(name)))
     whole, real = shape_of(trie), REAL[name]
@@ -144,7 +148,7 @@ def test_shape_is_that_of_real_titles_of_the_same_length(name: str) -> None:
     assert real.valid / 2 < part.valid < real.valid * 2
 
 
-@pytest.mark.parametrize("name", datasets.NAMES)
+@LARGE_ARE_SLOW
 def test_forced_share_is_that_of_real_titles_under_a_large_tokenizer(name: str) -> None:
     mistral = pytest.importorskip("mistral_common.tokens.tokenizers.mistral")
     tekken = mistral.MistralTokenizer.v3(is_tekken=True)
@@ -152,7 +156,7 @@ def test_forced_share_is_that_of_real_titles_under_a_large_tokenizer(name: str) 
     assert shape_of(trie).forced == pytest.approx(REAL_TEKKEN[name], abs=0.05)
 
 
-@pytest.mark.parametrize("name", datasets.NAMES)
+@LARGE_ARE_SLOW
 def test_shape_hardly_depends_on_the_seed(name: str) -> None:
     other = datasets.load(name, seed=1)
     own = other.train_tokenizer()
@@ -165,7 +169,7 @@ def test_shape_hardly_depends_on_the_seed(name: str) -> None:
 # --------------------------------------------------------------------------------------------- tokenizer
 
 
-@pytest.mark.parametrize("name", datasets.NAMES)
+@LARGE_ARE_SLOW
 def test_tokenizer_gives_every_title_back(name: str) -> None:
     own, titles = tokenizer(name), catalog(name).titles
     assert isinstance(own, PreTrainedTokenizerFast)

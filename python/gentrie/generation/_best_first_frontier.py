@@ -278,13 +278,14 @@ class Frontier:
 
         Disjoint prefixes of masses m hold at most ``sum(m // p)`` items of probability p or more.
         """
-        open_masses = np.exp([-entry[0] for entry in self._open] + [prefix.score for prefix in chosen])
-        items = np.exp([-entry[0] for entry in self._found])
+        masses = np.array([-entry[0] for entry in self._open] + [prefix.score for prefix in chosen])
+        items = np.array([-entry[0] for entry in self._found])
+        most = np.log(self._wanted + 1.0)  # one prefix that may hold so many is enough
         low, high = -745.0, 0.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            share = np.exp(middle)
-            if np.floor(open_masses / share).sum() + (items >= share).sum() >= self._wanted:
+            below = np.floor(np.exp(np.minimum(masses - middle, most)))
+            if below.sum() + (items >= middle).sum() >= self._wanted:
                 low = middle
             else:
                 high = middle

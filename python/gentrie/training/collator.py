@@ -43,11 +43,11 @@ class ItemCollator:
     padding_side
         ``"right"`` or ``"left"``.
 
-    Returns of a call
-    -----------------
-    dict of int64 tensors [batch, length]: ``input_ids``, ``attention_mask``, ``labels`` (-100 over prompt and padding)
-    and ``states``, the state each label is chosen from (-2 where it is free text). Nothing is shifted:
-    :class:`BearTrainer` and :class:`TrieLoss` do that.
+    Notes
+    -----
+    A call returns a dict of int64 tensors [batch, length]: ``input_ids``, ``attention_mask``, ``labels`` (-100 over
+    prompt and padding) and ``states``, the state each label is chosen from (-2 where it is free text). Nothing is
+    shifted: :class:`BearTrainer` and :class:`TrieLoss` do that.
 
     Raises
     ------
