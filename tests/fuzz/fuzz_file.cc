@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "gentrie/batch.h"
+#include "gentrie/beam_search.h"
 #include "gentrie/builder.h"
 #include "gentrie/file.h"
 #include "gentrie/history.h"
@@ -279,6 +280,49 @@ void use(const std::shared_ptr<const gentrie::Trie>& trie, Choices* choices) {
   });
 }
 
+void search(const std::shared_ptr<const gentrie::Trie>& trie, Choices* choices) {
+  const gentrie::TrieView& view = trie->view();
+  if (view.vocab_size > 1 << 16) return;  // a row of logits for each place is what an engine pays, not a fault
+  gentrie::BeamSearch search(trie);
+  for (std::int64_t request = 0; request < 2; ++request) {
+    gentrie::BeamRules rules;
+    rules.num_groups = static_cast<std::uint32_t>(1 + choices->below(2));
+    rules.beam_width = rules.num_groups * static_cast<std::uint32_t>(1 + choices->below(4));
+    rules.diversity_penalty = static_cast<double>(choices->below(2));
+    rules.over_vocabulary = choices->below(2) == 0;
+    rules.max_length = 1 + choices->below(40);
+    gentrie::ItemFilter::Ptr filter;
+    if (choices->below(2) == 0) {
+      std::vector<std::int64_t> ids;
+      for (std::uint64_t entry = 0; entry < std::min<std::uint64_t>(view.num_items, 20); entry += 2) {
+        ids.push_back(view.item_id(entry));
+      }
+      filter = gentrie::ItemFilter::from_item_ids(trie, ids.data(), ids.size());
+    }
+    std::shared_ptr<const gentrie::ItemTerm> term;
+    const std::vector<double> scores(50, 0.5);
+    tried([&] {
+      if (choices->below(2) == 0) return;
+      term = std::make_shared<const gentrie::ItemTerm>(
+          choices->below(2) == 0 ? gentrie::share_term(view, scores.data(), scores.size(), 0.5)
+                                 : gentrie::best_term(view, filter.get(), scores.data(), scores.size()));
+    });
+    search.add(request, rules, filter, term);
+  }
+  for (int step = 0; step < 60 && !search.rows(choices->below(3) * 8).handles.empty(); ++step) {
+    const auto width = static_cast<std::uint64_t>(view.vocab_size);
+    if (search.num_logits() * width > 1 << 20) return;
+    std::vector<float> logits(search.num_logits() * width);
+    for (float& logit : logits) logit = static_cast<float>(choices->below(16));
+    search.step({logits.data(), false, width, static_cast<std::int64_t>(width), false, nullptr});
+    search.handles_in_use();
+  }
+  for (std::int64_t request = 0; request < 2; ++request) {
+    std::shared_ptr<const gentrie::ItemFilter> filter;
+    if (search.is_finished(request)) search.take(request, 8, &filter);
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -311,7 +355,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       gentrie::LoadOptions options;
       options.verify = verify;
       options.num_threads = 1;
-      use(gentrie::load_trie(path, options), &choices);
+      const std::shared_ptr<const gentrie::Trie> trie = gentrie::load_trie(path, options);
+      use(trie, &choices);
+      search(trie, &choices);
     });
   }
   ::alarm(0);
