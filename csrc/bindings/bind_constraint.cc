@@ -50,7 +50,7 @@ void bind_matcher(py::module_& module) {
           "validate_tokens",
           [](const Matcher& matcher, const InputArray<std::int64_t>& ids) {
             const std::vector<Token> tokens = as_tokens(ids);
-            return matcher.validate(tokens.data(), tokens.size());
+            return matcher.validate(tokens.data(), tokens.size(), signal_poll());
           },
           arg("tokens"))
       .def("rollback", &Matcher::rollback, arg("num_tokens"))
@@ -136,7 +136,7 @@ void bind_history(py::module_& module) {
              const std::optional<InputArray<std::int64_t>>& prompt_lengths) {
             const HistoryBatch batch = history_batch(ids, rows, length, prompt_lengths);
             const py::gil_scoped_release no_gil;
-            std::optional<AllowedRows> allowed = reader.allowed(batch);
+            std::optional<AllowedRows> allowed = reader.allowed(batch, signal_poll());
             if (allowed->is_unconstrained()) allowed.reset();  // an object less to make at most tokens of free text
             return allowed;
           },

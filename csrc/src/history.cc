@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "poll.h"
+
 namespace gentrie {
 
 namespace {
@@ -276,7 +278,7 @@ Cursor HistoryReader::read(const HistoryBatch& batch, std::uint64_t row, std::ui
   return cursor;
 }
 
-AllowedRows HistoryReader::allowed(const HistoryBatch& batch) const {
+AllowedRows HistoryReader::allowed(const HistoryBatch& batch, const Poll& poll) const {
   const auto check_rows = [&](const char* what, std::uint64_t count) {
     if (count > batch.rows || (count > 0 && batch.rows % count != 0)) {
       throw std::invalid_argument(std::string(what) + " has " + std::to_string(count) + " entries, input_ids has " +
@@ -293,7 +295,9 @@ AllowedRows HistoryReader::allowed(const HistoryBatch& batch) const {
   Cursor previous;
   const bool is_triggered = constraints_.front()->is_triggered();
   const std::vector<std::uint64_t> begins = is_triggered ? std::vector<std::uint64_t>() : response_begins(batch);
+  StepPoll polled(poll);
   for (std::uint64_t row = 0; row < batch.rows; ++row) {
+    const std::uint64_t listed = rows.tokens.size();
     Cursor cursor = is_triggered ? read_triggered(constraint(batch, row), batch.ids + row * batch.length, batch.length)
                                  : read(batch, row, begins[row]);
     // Beams start out in the same place: list the tokens of a wide node once.
@@ -314,6 +318,7 @@ AllowedRows HistoryReader::allowed(const HistoryBatch& batch) const {
     if (rows.verdicts.back() == Verdict::kDead) ++constraint(batch, row).trie()->closed_rows()->dead;
     if (rows.verdicts.back() == Verdict::kEmptied) ++constraint(batch, row).trie()->closed_rows()->emptied;
     previous = std::move(cursor);
+    polled(1 + batch.length + rows.tokens.size() - listed);
   }
   return rows;
 }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "parallel.h"
+#include "poll.h"
 
 namespace gentrie {
 
@@ -24,9 +25,10 @@ bool Matcher::accept(Token token) {
   return true;
 }
 
-std::uint64_t Matcher::validate(const Token* tokens, std::uint64_t count) const {
+std::uint64_t Matcher::validate(const Token* tokens, std::uint64_t count, const Poll& poll) const {
   Cursor ahead = cursor_;
-  for (std::uint64_t i = 0; i < count; ++i) {
+  StepPoll polled(poll);
+  for (std::uint64_t i = 0; i < count; ++i, polled()) {
     if (!constraint_->allows(ahead, tokens[i])) return i;
     constraint_->advance(&ahead, tokens[i]);
   }

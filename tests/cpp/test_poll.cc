@@ -13,6 +13,8 @@
 #include "gentrie/builder.h"
 #include "gentrie/file.h"
 #include "gentrie/filter.h"
+#include "gentrie/history.h"
+#include "gentrie/matcher.h"
 
 namespace {
 
@@ -121,6 +123,16 @@ int main() {
   std::vector<std::int64_t> counts(kRows);
   check("count_below", 4,
         [&](const Poll& poll) { gentrie::count_below(*filter, roots.data(), kRows, counts.data(), poll); });
+
+  const auto triggered = std::make_shared<const gentrie::Constraint>(trie, gentrie::ConstraintOptions{998, {999}});
+  const std::vector<std::int64_t> history(kRows, 1);
+  check("HistoryReader::allowed", 3, [&](const Poll& poll) {
+    gentrie::HistoryReader({triggered}, {}, gentrie::OnDead::kEos)
+        .allowed({history.data(), kRows / 10, 10, nullptr, 0}, poll);
+  });
+  const std::vector<gentrie::Token> text(kRows, 1);
+  check("Matcher::validate", 3,
+        [&](const Poll& poll) { gentrie::Matcher(triggered).validate(text.data(), text.size(), poll); });
 
   const std::string path = "test_poll_" + std::to_string(::getpid()) + ".safetensors";
   check("save_trie", 10, [&](const Poll& poll) { gentrie::save_trie(*trie, path, {}, poll); });

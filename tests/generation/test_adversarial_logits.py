@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import BEGIN, END, FIRST_TOKEN, PAD, TURN_END, VOCAB_SIZE, ScriptedModel
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
 
 import gentrie
@@ -251,3 +254,31 @@ def test_nothing_outside_the_catalog(name: str) -> None:
 @pytest.mark.parametrize("name", CHECKS)
 def test_nothing_outside_the_catalog_in_many_cases(name: str) -> None:
     assert sum(CHECKS[name](seed) for seed in range(1000, 1000 + 25 * CASES)) > CASES
+
+
+def main() -> None:
+    """Random cases until so many items have been checked: ``python tests/generation/test_adversarial_logits.py``."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--items", type=int, default=1_000_000, help="items to check (1,000,000)")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of the first case; each has the next one")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    counts = dict.fromkeys(CHECKS, 0)
+    with tqdm(total=options.items, unit="item") as progress:
+        for seed in itertools.count(options.seed):
+            for name, check in CHECKS.items():
+                try:
+                    found = check(seed)
+                except BaseException:
+                    print(f"case {seed} of {name!r}")
+                    raise
+                counts[name] += found
+                progress.update(found)
+            if sum(counts.values()) >= options.items:
+                break
+    cases = seed + 1 - options.seed
+    print(f"{cases} cases each, {sum(counts.values())} items, none outside the catalog: {counts}")
+
+
+if __name__ == "__main__":
+    main()

@@ -51,7 +51,7 @@ class HistoryReader {
 
   /// \throws std::invalid_argument naming the row: no occurrence of `after`, a prompt length beyond the history, a
   ///   number of rows that does not fit the constraints.
-  AllowedRows allowed(const HistoryBatch& batch) const;
+  AllowedRows allowed(const HistoryBatch& batch, const Poll& poll = {}) const;
 
  private:
   const Constraint& constraint(const HistoryBatch& batch, std::uint64_t row) const;

@@ -22,7 +22,7 @@ class Matcher {
   /// Takes `token` if it is allowed; otherwise changes nothing and returns false.
   bool accept(Token token);
   /// Tokens, from the first on, that would be accepted.
-  std::uint64_t validate(const Token* tokens, std::uint64_t count) const;
+  std::uint64_t validate(const Token* tokens, std::uint64_t count, const Poll& poll = {}) const;
   /// Takes back the last `count` tokens. \throws std::invalid_argument if fewer were accepted.
   void rollback(std::uint64_t count);
   void reset();
