@@ -50,7 +50,11 @@ void transfer_all(const Transfer& transfer, int file, Byte* bytes, std::uint64_t
 }  // namespace
 
 SpillFile::SpillFile(const std::string& folder) : folder_(folder) {
-  std::string name = folder + "/gentrie-XXXXXX";
+#ifdef O_TMPFILE
+  file_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);  // never has a name that a kill could leave
+  if (file_ >= 0) return;
+#endif
+  std::string name = folder + "/gentrie-XXXXXX";  // where the file system has no such files
   file_ = ::mkostemp(name.data(), O_CLOEXEC);
   if (file_ < 0) fail_io("cannot create", folder_);
   ::unlink(name.c_str());

@@ -86,7 +86,7 @@ def kill_stores(folder: Path, kills: int, seed: int) -> None:
     told: set[int] = set()
     for _ in tqdm(range(kills), desc="recommend", unit="kill"):
         reader, writer = os.pipe()
-        killed(lambda writer=writer: recommend(writer), draw.uniform(0, 0.02))
+        killed(lambda writer=writer: recommend(writer), draw.uniform(0, 0.02 + kills * 1e-4))
         os.close(writer)
         with open(reader, "rb") as said:
             data = said.read()

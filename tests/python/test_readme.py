@@ -1,4 +1,4 @@
-"""The README's Python examples run as they stand."""
+"""The Python of the README, and of the pages that take the same names for granted, runs as it stands."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ transformers = pytest.importorskip("transformers")
 import gentrie  # noqa: E402
 from gentrie import datasets  # noqa: E402
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def examples() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def examples(page: str = "README.md") -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+SEARCHES, FILTERS, GPU = (f"docs/howto/{name}.md" for name in ("searches", "filters", "gpu"))
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_searches_and_training(names: dict[str, Any], tmp_path: Path) -> None:
     tokenizer, eos, begin = names["tokenizer"], names["eos"], 600
     item_trie = gentrie.TokenTrie.from_titles(names["titles"], tokenizer, end_token_id=601, vocab_size=1700)
     names |= {"item_trie": item_trie, "begin": begin, "free_inputs": {"input_ids": torch.tensor([[40, 50, begin]])}}
-    exec(examples()[2].replace("unique=True", "unique=True, max_new_tokens=20"), names)
+    exec(examples(SEARCHES)[0].replace("unique=True", "unique=True, max_new_tokens=20"), names)
     assert [len(items) for items in names["found"].item_ids] == [10, 10]
     assert names["text"].sequences.shape[1] > 3
 
@@ -87,14 +90,14 @@ def test_searches_and_training(names: dict[str, Any], tmp_path: Path) -> None:
         "hidden": torch.randn(1, len(title), 16),
         "labels": torch.tensor([title]),
     }
-    exec(examples()[3], names)
+    exec(examples()[2], names)
     assert names["trainer"].state.global_step == 2
     assert names["loss"].isfinite()
 
 
 def test_semantic_ids(names: dict[str, Any]) -> None:
     names |= {"first_code_token": 600, "eos": 2, "in_stock": [3, 4], "logits": torch.zeros(1, 1700)}
-    source = examples()[4].replace("len(tokenizer)", "1700")
+    source = examples()[3].replace("len(tokenizer)", "1700")
     exec("import gentrie\n" + source, names)
     assert names["matcher"].num_accepted == 1
     assert set(names["trie"].items_below(names["matcher"].state)) & {3, 4}
@@ -111,7 +114,7 @@ def test_filters_and_catalogs_that_change(names: dict[str, Any]) -> None:
         "new_codes": np.concatenate([codes, codes[:1]]),
         "semantic_ids": semantic_ids,
     }
-    exec("import gentrie\n" + examples()[5].replace("**semantic_ids))", "**semantic_ids)).result()"), names)
+    exec("import gentrie\n" + examples(FILTERS)[0].replace("**semantic_ids))", "**semantic_ids)).result()"), names)
     assert set(names["allowed"].items_below(0)) == set(range(30)) - {1, 2, 3}
     assert set(names["catalog"].current.filters["shop"].items_below(0)) == set(range(30)) - {1, 2, 17}
     assert names["catalog"].current.trie.num_items == 51
@@ -122,7 +125,7 @@ def test_on_a_gpu(names: dict[str, Any]) -> None:
     trie = gentrie.TokenTrie.from_semantic_ids(codes, token_ids=(600, 16), vocab_size=1700)
     logits, input_ids = torch.zeros(2, 1700), torch.tensor([[40, 41], [42, 43]])
     names |= {"trie": trie, "in_stock": np.arange(400) < 90, "logits": logits, "input_ids": input_ids}
-    exec("import gentrie\n" + examples()[6], names)
+    exec("import gentrie\n" + examples(GPU)[0], names)
     assert {int(item) for items in names["found"].item_ids[0] for item in items} <= set(range(90))
     assert len(names["found"].item_ids[0]) == 50
     allowed = gentrie.allocate_token_bitmask(1, trie.vocab_size)
