@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from gentrie.generation._cache_names import find_cache
-from gentrie.generation.tree_attention import TreeCache
+from gentrie.model.cache_names import find_cache
+from gentrie.model.tree_attention import TreeCache
 
 
 @dataclass

@@ -12,7 +12,8 @@ from pathlib import Path
 from _figures import Figure, main
 from _table_a2 import skipping_rows
 
-from gentrie.bench.table_a2 import SKIPPING, Settings, run
+from gentrie.bench.table_a2 import SKIPPING, Settings
+from gentrie.bench.table_a2_run import run
 
 
 def measure(options: argparse.Namespace) -> list[Figure]:

@@ -8,6 +8,7 @@ from gentrie.bitmask import (
     get_bitmask_shape,
     reset_token_bitmask,
 )
+from gentrie.history import prefix_allowed_tokens_fn
 from gentrie.item_filter import ItemFilter
 from gentrie.live_catalog import LiveCatalog
 from gentrie.matcher import TrieMatcher, batch_accept_token, batch_fill_next_token_bitmask
@@ -26,5 +27,6 @@ __all__ = [
     "get_bitmask_shape",
     "get_cmake_dir",
     "get_include",
+    "prefix_allowed_tokens_fn",
     "reset_token_bitmask",
 ]

@@ -11,17 +11,15 @@ if TYPE_CHECKING:
     from gentrie.trie import TokenTrie
 
 
-def holds(path: str, fingerprint: str) -> bool:
+def holds(cls: type[TokenTrie], path: str, fingerprint: str) -> bool:
     """Whether ``path`` is still a trie's file with this fingerprint; only its header is read."""
-    from gentrie.trie import TokenTrie
-
     try:
-        return TokenTrie.load(path, verify=False).fingerprint == fingerprint
+        return cls.load(path, verify=False).fingerprint == fingerprint
     except (OSError, ValueError):
         return False
 
 
-def load_pickled(path: str, fingerprint: str) -> TokenTrie:
+def load_pickled(cls: type[TokenTrie], path: str, fingerprint: str) -> TokenTrie:
     """The trie of a file that must hold ``fingerprint``.
 
     Raises
@@ -31,9 +29,7 @@ def load_pickled(path: str, fingerprint: str) -> TokenTrie:
     ValueError
         If it holds another trie now, or none.
     """
-    from gentrie.trie import TokenTrie
-
-    trie = TokenTrie.load(path)
+    trie = cls.load(path)
     if trie.fingerprint != fingerprint:
         raise ValueError(f"{path} holds the trie {trie.fingerprint}, the one that was pickled is {fingerprint}")
     return trie
@@ -47,13 +43,11 @@ def to_file_bytes(trie: TokenTrie) -> bytes:
         return path.read_bytes()
 
 
-def from_file_bytes(content: bytes) -> TokenTrie:
+def from_file_bytes(cls: type[TokenTrie], content: bytes) -> TokenTrie:
     """The trie of :func:`to_file_bytes`, checked; it lies in a file without a name."""
-    from gentrie.trie import TokenTrie
-
     with tempfile.TemporaryDirectory(prefix="gentrie-") as folder:
         path = Path(folder) / "trie"
         path.write_bytes(content)
-        trie = TokenTrie.load(path, verify=True)
+        trie = cls.load(path, verify=True)
     trie._path = None
     return trie

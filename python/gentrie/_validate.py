@@ -44,10 +44,9 @@ def integer(name: str, value: object, low: int, high: int) -> int:
 
 def trie(name: str, value: object) -> TokenTrie:
     """``value`` if it is a :class:`gentrie.TokenTrie`."""
-    from gentrie.trie import TokenTrie
-
-    if isinstance(value, TokenTrie):
-        return value
+    module = sys.modules.get("gentrie.trie")  # loaded where there is a trie
+    if module is not None and isinstance(value, module.TokenTrie):
+        return value  # type: ignore[no-any-return]
     advice = ""
     if isinstance(value, str | bytes | os.PathLike):
         advice = f": {name}=TokenTrie.load({value!r}) reads a file"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -208,3 +208,34 @@ def _after(value: Sequence[int] | None, vocab_size: int) -> npt.NDArray[np.int64
     for position in np.flatnonzero((tokens < 0) | (tokens >= vocab_size))[:1]:
         raise ValueError(f"after[{position}]={tokens[position]} is outside [0, vocab_size={vocab_size})")
     return tokens
+
+
+def prefix_allowed_tokens_fn(
+    trie: TokenTrie,
+    *,
+    begin_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    prompt_length: int | Sequence[int] | npt.NDArray[Any] | None = None,
+    after: Sequence[int] | None = None,
+    unique: bool | Literal["item"] = False,
+    item_filter: Any = None,
+    on_dead: Literal["eos", "error", "mask"] = "eos",
+    vocab_size: int | None = None,
+) -> Callable[[int, torch.Tensor], list[int]]:
+    """A function ``(batch_id, input_ids) -> list[int]`` for code that wants a ``prefix_allowed_tokens_fn``.
+
+    The arguments are those of :class:`gentrie.generation.TrieLogitsProcessor`, which does the same at a fraction of the
+    cost: ``transformers`` turns each list into a mask of the whole vocabulary. ``vocab_size``: tokens that the model
+    has, where it has more than this trie's; free text may use them all.
+    """
+    return HistoryRules(
+        trie,
+        begin_token_id=begin_token_id,
+        eos_token_id=eos_token_id,
+        prompt_length=prompt_length,
+        after=after,
+        unique=unique,
+        item_filter=item_filter,
+        on_dead=on_dead,
+        vocab_size=vocab_size,
+    ).allowed_list

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,6 @@ from gentrie.tokenization import (
 if TYPE_CHECKING:
     import torch
 
-    from gentrie.device import DeviceTrie
 
 Sequences = Sequence[Sequence[int]] | tuple[npt.NDArray[Any], npt.NDArray[Any]] | npt.NDArray[Any]
 
@@ -564,20 +563,6 @@ class TokenTrie:
         """Bytes of all arrays."""
         return sum(self.nbytes_by_array.values())
 
-    def to(self, device: torch.device | str, *, items: bool = False) -> DeviceTrie:
-        """The same arrays on a device, for :mod:`gentrie.kernels`; ``items``: the leaf-to-item table too.
-
-        Raises
-        ------
-        ImportError
-            Without torch.
-        torch.OutOfMemoryError
-            Where the device lacks the room; :meth:`gentrie.device.DeviceTrie.estimate_nbytes` says how much it takes.
-        """
-        from gentrie.device import DeviceTrie
-
-        return DeviceTrie(self, device, items=items)
-
     def __repr__(self) -> str:
         return (
             f"TokenTrie(num_items={self.num_items}, num_sequences={self.num_sequences}, vocab_size={self.vocab_size}, "
@@ -592,9 +577,9 @@ class TokenTrie:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A trie that a file holds pickles as the file's name and its fingerprint, any other as the file's bytes."""
-        if self._path is not None and holds(self._path, self.fingerprint):
-            return load_pickled, (self._path, self.fingerprint)
-        return from_file_bytes, (to_file_bytes(self),)
+        if self._path is not None and holds(type(self), self._path, self.fingerprint):
+            return load_pickled, (type(self), self._path, self.fingerprint)
+        return from_file_bytes, (type(self), to_file_bytes(self))
 
     # --- Lookups ----------------------------------------------------------------------------------------------------
 
@@ -741,38 +726,6 @@ class TokenTrie:
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[np.int64]]:
         values, indptr, items, item_indptr = self._core.to_sequences(only_shared)
         return values, indptr, self._named(items), item_indptr
-
-    def as_prefix_allowed_tokens_fn(
-        self,
-        *,
-        begin_token_id: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        prompt_length: int | Sequence[int] | npt.NDArray[Any] | None = None,
-        after: Sequence[int] | None = None,
-        unique: bool | Literal["item"] = False,
-        item_filter: Any = None,
-        on_dead: Literal["eos", "error", "mask"] = "eos",
-        vocab_size: int | None = None,
-    ) -> Callable[[int, torch.Tensor], list[int]]:
-        """A ``prefix_allowed_tokens_fn(batch_id, input_ids) -> list[int]`` for code that wants that hook.
-
-        The arguments are those of :class:`gentrie.generation.TrieLogitsProcessor`, which does the same at a fraction
-        of the cost: ``transformers`` turns each list into a mask of the whole vocabulary.
-        ``vocab_size``: tokens that the model has, where it has more than this trie's; free text may use them all.
-        """
-        from gentrie.history import HistoryRules
-
-        return HistoryRules(
-            self,
-            begin_token_id=begin_token_id,
-            eos_token_id=eos_token_id,
-            prompt_length=prompt_length,
-            after=after,
-            unique=unique,
-            item_filter=item_filter,
-            on_dead=on_dead,
-            vocab_size=vocab_size,
-        ).allowed_list
 
 
 def _refuse_codes(codes: npt.NDArray[np.int64], limit: int) -> None:

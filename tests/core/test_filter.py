@@ -12,7 +12,7 @@ from hypothesis import given
 from oracle import Oracle
 from strategies import Catalog, catalogs, examples
 
-from gentrie import ItemFilter, TokenTrie, TrieMatcher
+from gentrie import ItemFilter, TokenTrie, TrieMatcher, prefix_allowed_tokens_fn
 
 TRIE = TokenTrie.from_sequences([[5, 6], [5, 7], [5, 7], [8]], vocab_size=10, item_ids=[3, 1, 2, 9])
 
@@ -129,7 +129,7 @@ def test_matchers_and_histories_follow_it(case: Case, data: st.DataObject):
     arguments: dict[str, Any] = {**case.arguments, "item_filter": resident.deny(denied)}
     matcher, history = TrieMatcher(case.trie, **arguments), []
     rules = {"on_dead": "mask"} if case.is_triggered else {"on_dead": "mask", "prompt_length": 0}
-    allowed_list = case.trie.as_prefix_allowed_tokens_fn(**arguments, **rules)
+    allowed_list = prefix_allowed_tokens_fn(case.trie, **arguments, **rules)
     for _ in range(12):
         expected = sorted(case.rules.allowed(history, case.catalog.vocab_size))
         assert matcher.get_allowed_tokens().tolist() == expected
@@ -172,7 +172,7 @@ def test_rows_may_have_filters_of_different_kinds():
     torch = pytest.importorskip("torch")
     resident = ItemFilter.from_item_ids(TRIE, [1, 9])
     rows = [resident, resident.deny([9]), [3], np.isin(np.arange(10), [2]), None]
-    allowed = TRIE.as_prefix_allowed_tokens_fn(prompt_length=0, item_filter=rows)
+    allowed = prefix_allowed_tokens_fn(TRIE, prompt_length=0, item_filter=rows)
     found = [sorted(allowed(row, torch.zeros(0, dtype=torch.int64))) for row in range(len(rows))]
     assert found == [[5, 8], [5], [5], [5], [5, 8]]
 
@@ -182,7 +182,7 @@ def test_filters_of_another_trie_are_refused():
     foreign = ItemFilter.from_item_ids(other, [0], name="shop")
     for use in (
         lambda: TrieMatcher(TRIE, item_filter=foreign),
-        lambda: TRIE.as_prefix_allowed_tokens_fn(prompt_length=1, item_filter=[foreign, None]),
+        lambda: prefix_allowed_tokens_fn(TRIE, prompt_length=1, item_filter=[foreign, None]),
         lambda: ItemFilter.all_items(TRIE) & foreign,
     ):
         with pytest.raises(ValueError) as error:

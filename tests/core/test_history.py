@@ -13,7 +13,7 @@ from histories import Case, cases, tokens_met
 from hypothesis import given
 from strategies import BEGIN, EOS, OUTSIDER, examples
 
-from gentrie import TokenTrie
+from gentrie import TokenTrie, prefix_allowed_tokens_fn
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -86,7 +86,7 @@ def test_masks_by_definition(case: Case, data: st.DataObject, dtype: torch.dtype
     if found is not None:
         assert same_bits(mask_with_torch(found, processor._rules.begin_token_id, scores), expected)
 
-    hook = case.trie.as_prefix_allowed_tokens_fn(**case.arguments, **where)
+    hook = prefix_allowed_tokens_fn(case.trie, **case.arguments, **where)
     for row, tokens in enumerate(allowed):
         assert sorted(hook(row, ids[row])) == sorted(tokens)
 

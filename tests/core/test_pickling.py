@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gentrie import ItemFilter, LiveCatalog, TokenTrie
+from gentrie import ItemFilter, LiveCatalog, TokenTrie, prefix_allowed_tokens_fn
 
 ROWS = [[5, 6], [5, 7], [8], [8], [9, 5]]
 IDS = [10, 11, 12, 13, 13]
@@ -109,13 +109,13 @@ def test_processors(arguments: dict[str, Any], copied: Any):
     histories = torch.tensor([[20, 21, 8, 4], [20, 21, 5, 6], [20, 8, 4, 20], [20, 5, 20, 21]])
     processor = TrieLogitsProcessor(trie, **arguments)
     other = copied(processor)
-    prefix_fn = copied(trie.as_prefix_allowed_tokens_fn(**arguments))
+    prefix_fn = copied(prefix_allowed_tokens_fn(trie, **arguments))
     for length in (2, 3, 4):
         scores = torch.randn(2, 40)
         ids = histories[:2, :length]
         assert torch.equal(other(ids, scores), processor(ids, scores))
         for row in range(2):
-            expected = trie.as_prefix_allowed_tokens_fn(**arguments)(row, ids[row])
+            expected = prefix_allowed_tokens_fn(trie, **arguments)(row, ids[row])
             assert prefix_fn(row, ids[row]) == expected
 
 

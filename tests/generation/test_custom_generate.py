@@ -16,7 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TemperatureLogi
 
 from gentrie import TokenTrie
 from gentrie.generation import TrieBeamOutput, TrieLogitsProcessor, beam_search, trie_beam_search
-from gentrie.generation._cache_names import find_cache
+from gentrie.model.cache_names import find_cache
 
 TITLES = [[a, b, c, 20, 21, 22][: 4 + a % 3] for a in range(4, 9) for b in range(9, 13) for c in range(13, 17)]
 TRIE = TokenTrie.from_sequences(TITLES, vocab_size=VOCAB_SIZE, end_token_id=END)

@@ -26,8 +26,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from gentrie import TokenTrie
 from gentrie.generation import TrieLogitsProcessor, generate_with_items
-from gentrie.generation._cache_names import cache_name
-from gentrie.generation.ragged_cache import RaggedCache
+from gentrie.model.cache_names import cache_name
+from gentrie.model.ragged_cache import RaggedCache
 
 ROWS = [[20, 21, 22, 23, 24, 25], [20, 21, 30, 31, 32], [20, 23], [24], [25, 26, 27, 28], [24]]
 TRIE = TokenTrie.from_sequences(ROWS, vocab_size=VOCAB_SIZE, end_token_id=END)
@@ -176,8 +176,8 @@ def test_holes_are_squeezed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         RaggedCache, "_squeeze", lambda self, longest: squeezed.append(longest) or original(self, longest)
     )
-    monkeypatch.setattr("gentrie.generation.ragged_cache._SPARE", 0)
-    monkeypatch.setattr("gentrie.generation.ragged_cache._SLACK", 0.1)
+    monkeypatch.setattr("gentrie.model.ragged_cache._SPARE", 0)
+    monkeypatch.setattr("gentrie.model.ragged_cache._SLACK", 0.1)
     ids, mask = prompts(4)
     for kind in ("llama", "gpt2"):
         model = tiny_model(kind)

@@ -36,7 +36,7 @@ def test_equals_the_processor(rules: dict[str, Any], search: dict[str, Any]) -> 
     results = []
     for hook in (
         {"logits_processor": [TrieLogitsProcessor(TRIE, **rules)]},
-        {"prefix_allowed_tokens_fn": TRIE.as_prefix_allowed_tokens_fn(**rules)},
+        {"prefix_allowed_tokens_fn": gentrie.prefix_allowed_tokens_fn(TRIE, **rules)},
     ):
         torch.manual_seed(0)
         results.append(
@@ -52,14 +52,14 @@ def test_equals_the_processor(rules: dict[str, Any], search: dict[str, Any]) -> 
 def test_free_text_lists_every_token_of_a_wider_model() -> None:
     rules = {"begin_token_id": BEGIN, "eos_token_id": TURN_END}
     history = torch.tensor([30, VOCAB_SIZE + 3])
-    assert TRIE.as_prefix_allowed_tokens_fn(**rules)(0, history) == list(range(VOCAB_SIZE))
-    wider = TRIE.as_prefix_allowed_tokens_fn(**rules, vocab_size=VOCAB_SIZE + 5)
+    assert gentrie.prefix_allowed_tokens_fn(TRIE, **rules)(0, history) == list(range(VOCAB_SIZE))
+    wider = gentrie.prefix_allowed_tokens_fn(TRIE, **rules, vocab_size=VOCAB_SIZE + 5)
     assert wider(0, history) == list(range(VOCAB_SIZE + 5))
     with pytest.raises(ValueError, match="vocab_size=3 is less"):
-        TRIE.as_prefix_allowed_tokens_fn(**rules, vocab_size=3)
+        gentrie.prefix_allowed_tokens_fn(TRIE, **rules, vocab_size=3)
 
 
 @pytest.mark.parametrize("history", [torch.tensor([1.9]), torch.tensor([[1], [2]]), [1]], ids=["float", "2d", "list"])
 def test_what_is_no_history_is_refused(history: Any) -> None:
     with pytest.raises(TypeError, match=r"input_ids (is|has)"):
-        TRIE.as_prefix_allowed_tokens_fn(prompt_length=0)(0, history)
+        gentrie.prefix_allowed_tokens_fn(TRIE, prompt_length=0)(0, history)

@@ -12,11 +12,11 @@ from tiny_models import FIRST_TOKEN, PAD, VOCAB_SIZE, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 from tree_models import LATENT, PACKED, PADDED, logits_behind, tree_model
 
-from gentrie.generation import tree_attention, tree_head
-from gentrie.generation.tree_attention import Step, UnsupportedModelError
-from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.generation.tree_packed import PackedForward
-from gentrie.generation.tree_slots import TreeSlots
+from gentrie.model import tree_attention, tree_head
+from gentrie.model.tree_attention import Step, UnsupportedModelError
+from gentrie.model.tree_decoder import TreeDecoder
+from gentrie.model.tree_packed import PackedForward
+from gentrie.model.tree_slots import TreeSlots
 
 token = st.integers(FIRST_TOKEN, VOCAB_SIZE - 1)
 prompts_of_tokens = st.lists(st.lists(token, min_size=1, max_size=9), min_size=1, max_size=4)

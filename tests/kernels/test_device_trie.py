@@ -166,7 +166,7 @@ def test_the_estimate_of_a_catalog_without_shared_beginnings_is_near():
 
 def test_a_trie_goes_to_a_device(place: str):
     trie = trie_of([[5, 6], [7]])
-    resident = trie.to(place, items=True)
+    resident = DeviceTrie(trie, place, items=True)
     assert isinstance(resident, DeviceTrie)
     assert (resident.trie is trie, resident.device.type, "item_ids" in resident.arrays) == (True, place, True)
-    assert "item_ids" not in trie.to(place).arrays
+    assert "item_ids" not in DeviceTrie(trie, place).arrays

@@ -12,9 +12,9 @@ import torch
 from strategies import EOS
 
 from gentrie import TokenTrie, training
-from gentrie.device import warmup
-from gentrie.device._toolchain import ahead_of_time
-from gentrie.device._warmup_steps import titles
+from gentrie.warmup import warmup
+from gentrie.warmup._steps import titles
+from gentrie.warmup._toolchain import ahead_of_time
 
 SHAPES = ("--dtype", "fp32", "--vocab-size", "130")
 BATCH = ("--beams", "2", "--prompts", "3")
@@ -136,7 +136,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         warmup("trie", folder)
     with pytest.raises(ValueError, match="arch='gfx942' is not the name of a kind of GPU"), ahead_of_time("gfx942"):
         pass
-    monkeypatch.setattr("gentrie.device._toolchain.WIDEN", True)
+    monkeypatch.setattr("gentrie.warmup._toolchain.WIDEN", True)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 is set, with which nothing is compiled"):
         warmup(trie, folder)
     assert not folder.exists()

@@ -13,8 +13,8 @@ import torch
 
 from gentrie import ItemFilter, TokenTrie
 from gentrie.device import DeviceBeamStepper, DeviceFilter, DeviceTrie, FilterBank, TrieBank
-from gentrie.device._toolchain import ahead_of_time
 from gentrie.kernels.beam_step import beam_step, launch_beam_step
+from gentrie.warmup._toolchain import ahead_of_time
 
 
 def search_all(trie: TokenTrie, beam_width: int, device: str) -> None:

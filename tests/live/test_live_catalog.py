@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from oracle import Oracle
 
-from gentrie import ItemFilter, LiveCatalog, TokenTrie, TrieMatcher
+from gentrie import ItemFilter, LiveCatalog, TokenTrie, TrieMatcher, prefix_allowed_tokens_fn
 from gentrie.live_catalog import CatalogVersion
 
 VOCAB_SIZE, END = 60, 59
@@ -221,7 +221,7 @@ def test_stats_count_rows_that_could_not_go_on():
     now = catalog.current
     assert catalog.stats().nbytes > now.trie.nbytes
     assert catalog.stats().age >= 0
-    allowed = now.trie.as_prefix_allowed_tokens_fn(prompt_length=0, item_filter=now.filters["few"])
+    allowed = prefix_allowed_tokens_fn(now.trie, prompt_length=0, item_filter=now.filters["few"])
     for history in ([5], [5, 6], [40], [41, 42], [8]):
         allowed(0, torch.tensor(history))
     assert (catalog.stats().dead_rows, catalog.stats().emptied_rows) == (2, 2)

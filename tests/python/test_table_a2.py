@@ -26,8 +26,9 @@ from gentrie.bench.baselines.transformers_prefix import DictTriePrefix
 from gentrie.bench.catalogs import TokenisedCatalog, tokenised_catalogs
 from gentrie.bench.harness import Spread, compare, in_turns, write_json
 from gentrie.bench.responses import OUTER_TOKENS, ControlTokens, ScriptProcessor, write_answers
-from gentrie.bench.table_a2 import GENTRIE, METHODS, PAPER, SKIPPING, UNCONSTRAINED, Settings, run
+from gentrie.bench.table_a2 import GENTRIE, METHODS, PAPER, SKIPPING, UNCONSTRAINED, Settings
 from gentrie.bench.table_a2_report import beam_table, table
+from gentrie.bench.table_a2_run import run, write
 from gentrie.generation import TrieLogitsProcessor
 
 VOCAB_SIZE = 12
@@ -201,7 +202,7 @@ def test_a_run_gives_every_figure_and_writes_json_and_plot(tiny: Settings, tmp_p
     assert catalog.beam_search["trie"].rows < catalog.beam_search["vocab"].rows <= 24
     assert "2 x 3" in rendered(beam_table(result))
 
-    figures, plot = result.write(tmp_path / "results")
+    figures, plot = write(result, tmp_path / "results")
     written = json.loads(figures.read_text())
     assert written["catalogs"]["steam"]["methods"][GENTRIE]["tokens_per_second"]["rounds"]
     assert written["catalogs"]["steam"]["bound"] == pytest.approx(99 / 89)
@@ -219,7 +220,7 @@ def test_a_written_run_gives_the_figures_that_are_promised(
     monkeypatch.syspath_prepend(benchmarks)
     rows = importlib.import_module("_table_a2")
     result = run(tiny)
-    found = {figure.name: figure for figure in rows.saved_rows(result.write(tmp_path)[0])}
+    found = {figure.name: figure for figure in rows.saved_rows(write(result, tmp_path)[0])}
     speed = found["text with items, steam (small, cpu): speed over free text"]
     share = found["text with items, steam (small, cpu): share of the bound"]
     assert (speed.goal, speed.at_least, share.goal, share.at_least) == (1, True, 75, True)

@@ -33,8 +33,9 @@ def table_a2(
     gentrie with forced runs skipped; then beam search for single items, generate's and gentrie's. Without options the
     paper's protocol, which takes hours on a CPU.
     """
-    from gentrie.bench.table_a2 import Settings, run
+    from gentrie.bench.table_a2 import Settings
     from gentrie.bench.table_a2_report import beam_table, table
+    from gentrie.bench.table_a2_run import run, write
 
     # Folding to a terminal's width helps people, not files.
     console = Console(width=None if sys.stdout.isatty() else _TABLE_WIDTH)
@@ -58,5 +59,5 @@ def table_a2(
     console.print(table(result))
     if beams:
         console.print(beam_table(result))
-    for written in result.write(output):
+    for written in write(result, output):
         console.print(f"wrote {written}")

@@ -8,14 +8,12 @@ tokens, as many outside items as the paper counts and as many inside as the cata
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gentrie._optional import require
-from gentrie.bench.harness import Spread, circumstances, write_json
+from gentrie.bench.harness import Spread
 
 if TYPE_CHECKING:
     from gentrie.bench.beams import BeamFigures
@@ -205,57 +203,3 @@ class Result:
     settings: Settings
     circumstances: Mapping[str, Any]
     catalogs: Mapping[str, CatalogFigures]
-
-    def write(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Write the figures and a plot into ``folder``, made where missing, and return both paths."""
-        from gentrie.bench.table_a2_report import plot
-
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        name = "-".join(("table_a2", self.settings.model, self.settings.device.replace(":", "")))
-        name += "-short" if self.settings.cuts() else ""
-        figures = place / f"{name}.json"
-        drawing = place / f"{name}.png"
-        write_json(
-            figures,
-            {
-                "benchmark": "table_a2",
-                # Where a catalog lies says nothing to others, and the catalogs are named below.
-                "settings": asdict(replace(self.settings, real=None)),
-                "cuts": self.settings.cuts(),
-                "circumstances": self.circumstances,
-                "catalogs": {
-                    name: {**asdict(figures), "bound": figures.bound, "share_of_bound": figures.share_of_bound}
-                    for name, figures in self.catalogs.items()
-                },
-                "paper": PAPER,
-            },
-        )
-        plot(self, drawing)
-        return figures, drawing
-
-
-def run(settings: Settings, *, progress: bool = False) -> Result:
-    """Run the benchmark.
-
-    Parameters
-    ----------
-    settings
-        What to run.
-    progress
-        Show progress bars.
-
-    Raises
-    ------
-    ImportError
-        torch, transformers, tokenizers or matplotlib (for the plot afterwards) is missing.
-    RuntimeError
-        A method said something else than the script: it allowed a token that it must not, or
-        removed one that is allowed.
-    """
-    for package in ("torch", "transformers", "tokenizers", "matplotlib"):
-        require(package, extra="bench")
-    from gentrie.bench.measure import measure
-
-    catalogs = measure(settings, progress=progress)
-    return Result(settings, circumstances(settings.device), catalogs)

@@ -59,7 +59,7 @@ def warmup(
     from gentrie._optional import require
 
     torch = require("torch", extra="hf")
-    from gentrie.device import warmup as compile_kernels
+    from gentrie.warmup import warmup as compile_kernels
 
     trie = TokenTrie.load(catalog)
     try:

@@ -14,13 +14,11 @@ from gentrie.device.beam_stepper import DeviceBeamStepper  # noqa: E402
 from gentrie.device.bitmask import fill_bitmask  # noqa: E402
 from gentrie.device.estimate import max_nbytes  # noqa: E402
 from gentrie.device.trie import DeviceFilter, DeviceTrie  # noqa: E402
-from gentrie.device.warmup import CompiledKernel, warmup  # noqa: E402
 
 if TYPE_CHECKING:
     from gentrie.device.beam_search import device_beam_search
 
 __all__ = [
-    "CompiledKernel",
     "DeviceBeamStepper",
     "DeviceFilter",
     "DeviceTrie",
@@ -30,7 +28,6 @@ __all__ = [
     "device_beam_search",
     "fill_bitmask",
     "max_nbytes",
-    "warmup",
 ]
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from gentrie.generation.tree_attention import Step
-from gentrie.generation.tree_blocks import Block, on_device
-from gentrie.generation.tree_decoder import TreeDecoder
+from gentrie.model.tree_attention import Step
+from gentrie.model.tree_blocks import Block, on_device
+from gentrie.model.tree_decoder import TreeDecoder
 
 
 class LockstepDecoder:

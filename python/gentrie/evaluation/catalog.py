@@ -18,8 +18,8 @@ import torch
 from gentrie import _validate
 from gentrie.evaluation.prefixes import Int64Array, Prefixes
 from gentrie.evaluation.windows import Walk, Window
-from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.item_filter import filter_from
+from gentrie.model.tree_decoder import TreeDecoder
 
 if TYPE_CHECKING:
     from gentrie.trie import TokenTrie

@@ -11,8 +11,8 @@ from gentrie import _validate
 from gentrie.evaluation.prefixes import Int64Array
 from gentrie.evaluation.pruned import leaves_of
 from gentrie.evaluation.ranking import Targets, flat_targets
-from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.item_filter import filter_from
+from gentrie.model.tree_decoder import TreeDecoder
 
 if TYPE_CHECKING:
     from gentrie.item_filter import ItemFilter

@@ -19,7 +19,7 @@ from gentrie.generation.recommend import recommend  # noqa: E402
 from gentrie.generation.recommendation_store import Recommendation, RecommendationStore  # noqa: E402
 from gentrie.generation.response_template import ResponseTemplate  # noqa: E402
 from gentrie.generation.text_results import TextStats, TextWithItems  # noqa: E402
-from gentrie.generation.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
+from gentrie.model.tree_decoder import TreeDecoder, TreeStats  # noqa: E402
 from gentrie.search import BeamItems, BeamRows, BeamStep, BeamStepper  # noqa: E402
 
 __all__ = [

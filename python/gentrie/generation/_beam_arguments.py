@@ -15,8 +15,8 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from gentrie.generation._cache_names import find_cache
 from gentrie.generation._generate_arguments import _PER_STEP, _check_positions, eos_ids, refuse_model_arguments
+from gentrie.model.cache_names import find_cache
 from gentrie.trie import TokenTrie
 
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH, GenerationMode.GROUP_BEAM_SEARCH)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gentrie.generation.tree_decoder import TreeDecoder
-from gentrie.generation.tree_slots import Int64Array
+from gentrie.model.tree_decoder import TreeDecoder
+from gentrie.model.tree_slots import Int64Array
 from gentrie.search.beam_rows import BeamRows
 from gentrie.search.beam_stepper import BeamStepper
 from gentrie.trie import TokenTrie

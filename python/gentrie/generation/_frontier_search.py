@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from gentrie.generation._best_first_frontier import Frontier, Prefix
-from gentrie.generation.tree_decoder import TreeDecoder
+from gentrie.model.tree_decoder import TreeDecoder
 from gentrie.trie import TokenTrie
 
 Float64Array = npt.NDArray[np.float64]

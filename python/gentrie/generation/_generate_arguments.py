@@ -13,9 +13,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from gentrie import _core
-from gentrie.generation._cache_names import find_cache
 from gentrie.item_filter import make_filters
 from gentrie.matcher import make_constraint
+from gentrie.model.cache_names import find_cache
 from gentrie.trie import TokenTrie
 
 _PER_STEP = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")

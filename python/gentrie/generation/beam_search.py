@@ -10,8 +10,8 @@ import torch
 from gentrie import _validate
 from gentrie.generation._beam_driver import BeamDriver
 from gentrie.generation.beam_results import BeamSearchResult, BeamStats
-from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.item_filter import make_filters
+from gentrie.model.tree_decoder import TreeDecoder
 from gentrie.search.beam_stepper import BeamStepper
 from gentrie.trie import TokenTrie
 

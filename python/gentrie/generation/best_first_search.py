@@ -13,9 +13,9 @@ import torch
 from gentrie import _core, _validate
 from gentrie.generation._best_first_frontier import Frontier
 from gentrie.generation._frontier_search import FrontierSearch
-from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.item_filter import items_of, make_filters
 from gentrie.matcher import make_constraint
+from gentrie.model.tree_decoder import TreeDecoder
 from gentrie.search.item_scores import ItemScores
 from gentrie.trie import TokenTrie
 

@@ -15,9 +15,9 @@ from gentrie.generation._beam_arguments import (
     prompt_arguments,
     scope_and_temperature,
 )
-from gentrie.generation._cache_names import drop_unused_cache
 from gentrie.generation.beam_results import BeamSearchResult
 from gentrie.generation.beam_search import beam_search
+from gentrie.model.cache_names import drop_unused_cache
 from gentrie.trie import TokenTrie
 
 

@@ -10,7 +10,6 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from gentrie import _validate
-from gentrie.generation._cache_names import drop_unused_cache
 from gentrie.generation._generate_arguments import (
     check_settings,
     embedded_prompts,
@@ -19,13 +18,14 @@ from gentrie.generation._generate_arguments import (
     make_matchers,
     unpadded,
 )
-from gentrie.generation._model_copies import uncompiled
 from gentrie.generation.item_row import ItemRow
-from gentrie.generation.ragged_cache import RaggedCache
 from gentrie.generation.response_template import ResponseTemplate
 from gentrie.generation.text_histories import TextHistories
 from gentrie.generation.text_results import TextStats, TextWithItems
 from gentrie.generation.token_choice import TokenChoice, what_may_follow
+from gentrie.model.cache_names import drop_unused_cache
+from gentrie.model.model_copies import uncompiled
+from gentrie.model.ragged_cache import RaggedCache
 from gentrie.trie import TokenTrie
 
 

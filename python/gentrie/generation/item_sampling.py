@@ -13,9 +13,9 @@ from gentrie import _core, _validate
 from gentrie.generation._best_first_frontier import Frontier, Prefix
 from gentrie.generation._frontier_search import FrontierSearch
 from gentrie.generation.best_first_search import BestFirstStats
-from gentrie.generation.tree_decoder import TreeDecoder
 from gentrie.item_filter import items_of, make_filters
 from gentrie.matcher import make_constraint
+from gentrie.model.tree_decoder import TreeDecoder
 from gentrie.trie import TokenTrie
 
 Float64Array = npt.NDArray[np.float64]

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer
 
 from gentrie import _validate
-from gentrie._lm_head import logit_scale, logit_softcap
+from gentrie.model.lm_head import logit_scale, logit_softcap
 from gentrie.training._adapters import HeadParts, head_parts
 from gentrie.training.adaptive_tau import AdaptiveTau
 from gentrie.training.bear import linear_bear_loss

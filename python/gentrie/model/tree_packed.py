@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from gentrie.generation._cache_names import cache_name
-from gentrie.generation._model_copies import with_attention
-from gentrie.generation.tree_attention import (
+from gentrie.model.cache_names import cache_name
+from gentrie.model.model_copies import with_attention
+from gentrie.model.tree_attention import (
     NAME,
     Step,
     TreeCache,
     UnsupportedModelError,
     tree_attention,
 )
-from gentrie.generation.tree_blocks import on_device, prompt_block, tree_blocks
-from gentrie.generation.tree_slots import Int64Array, TreeSlots
+from gentrie.model.tree_blocks import on_device, prompt_block, tree_blocks
+from gentrie.model.tree_slots import Int64Array, TreeSlots
 
 
 class PackedForward:
-    """Runs the layers of a model through its attention interface; see :mod:`gentrie.generation.tree_attention`."""
+    """Runs the layers of a model through its attention interface; see :mod:`gentrie.model.tree_attention`."""
 
     padded_tokens = 0
 

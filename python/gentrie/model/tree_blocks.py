@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gentrie.generation.tree_slots import Int64Array
+from gentrie.model.tree_slots import Int64Array
 
 _NARROW = 8
 """Up to so many rows a prompt, scoring rows for nothing is cheaper than copying the keys of the other prompts."""

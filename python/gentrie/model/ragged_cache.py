@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from gentrie.generation._cache_names import cache_name
+from gentrie.model.cache_names import cache_name
 
 # Columns that may stand empty before what is stored is moved together: this share of the longest row, and some more.
 _SLACK, _SPARE = 0.5, 64

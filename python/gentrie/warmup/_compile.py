@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 
 from gentrie import _validate
-from gentrie.device._toolchain import ahead_of_time, check_toolchain
-from gentrie.device._warmup_steps import Shapes, Step, serving, training
 from gentrie.kernels._launch import on_device
 from gentrie.trie import TokenTrie
+from gentrie.warmup._steps import Shapes, Step, serving, training
+from gentrie.warmup._toolchain import ahead_of_time, check_toolchain
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CACHE_DIR = "TRITON_CACHE_DIR"

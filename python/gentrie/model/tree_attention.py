@@ -17,7 +17,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
-from gentrie.generation.tree_blocks import Block
+from gentrie.model.tree_blocks import Block
 
 NAME = "gentrie_tree"
 """How the attention function is called in ``transformers``' registry."""

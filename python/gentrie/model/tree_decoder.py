@@ -10,11 +10,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from gentrie.generation._model_copies import uncompiled
-from gentrie.generation.tree_head import TreeHead, WholeHead, tempered
-from gentrie.generation.tree_packed import PackedForward
-from gentrie.generation.tree_padded import PaddedForward
-from gentrie.generation.tree_slots import Int64Array, TreeSlots
+from gentrie.model.model_copies import uncompiled
+from gentrie.model.tree_head import TreeHead, WholeHead, tempered
+from gentrie.model.tree_packed import PackedForward
+from gentrie.model.tree_padded import PaddedForward
+from gentrie.model.tree_slots import Int64Array, TreeSlots
 
 
 @dataclass

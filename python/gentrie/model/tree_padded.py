@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from gentrie.generation._cache_names import cache_name, find_cache
-from gentrie.generation.tree_slots import Int64Array, TreeSlots
+from gentrie.model.cache_names import cache_name, find_cache
+from gentrie.model.tree_slots import Int64Array, TreeSlots
 
 _MOST_PATHS = 64
 """Rows of one forward pass."""

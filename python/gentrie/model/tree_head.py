@@ -10,8 +10,8 @@ from weakref import WeakSet
 import torch
 from transformers import PreTrainedModel
 
-from gentrie._lm_head import logit_scale, logit_softcap
-from gentrie.generation._model_copies import own_modules
+from gentrie.model.lm_head import logit_scale, logit_softcap
+from gentrie.model.model_copies import own_modules
 
 _checked: WeakSet[PreTrainedModel] = WeakSet()
 
