@@ -25,10 +25,14 @@ std::vector<Token> as_tokens(const InputArray<std::int64_t>& ids) {
   return tokens;
 }
 
-HistoryBatch history_batch(std::uintptr_t ids, std::uint64_t rows, std::uint64_t length,
+HistoryBatch history_batch(std::uintptr_t ids, bool is_narrow, std::uint64_t rows, std::uint64_t length,
                            const std::optional<InputArray<std::int64_t>>& prompt_lengths) {
   HistoryBatch batch;
-  batch.ids = at_address<const std::int64_t>(ids);
+  if (is_narrow) {
+    batch.narrow_ids = at_address<const std::int32_t>(ids);
+  } else {
+    batch.ids = at_address<const std::int64_t>(ids);
+  }
   batch.rows = rows;
   batch.length = length;
   if (prompt_lengths) {
@@ -132,15 +136,15 @@ void bind_history(py::module_& module) {
       .def("row", &HistoryReader::row, arg("row"))
       .def(
           "allowed",
-          [](const HistoryReader& reader, std::uintptr_t ids, std::uint64_t rows, std::uint64_t length,
+          [](const HistoryReader& reader, std::uintptr_t ids, bool is_narrow, std::uint64_t rows, std::uint64_t length,
              const std::optional<InputArray<std::int64_t>>& prompt_lengths) {
-            const HistoryBatch batch = history_batch(ids, rows, length, prompt_lengths);
+            const HistoryBatch batch = history_batch(ids, is_narrow, rows, length, prompt_lengths);
             const py::gil_scoped_release no_gil;
             std::optional<AllowedRows> allowed = reader.allowed(batch, signal_poll());
             if (allowed->is_unconstrained()) allowed.reset();  // an object less to make at most tokens of free text
             return allowed;
           },
-          arg("ids"), arg("rows"), arg("length"), arg("prompt_lengths"));
+          arg("ids"), arg("is_narrow"), arg("rows"), arg("length"), arg("prompt_lengths"));
 
   module.def(
       "mask_scores",

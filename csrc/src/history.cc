@@ -20,7 +20,8 @@ bool is_free(Verdict verdict) { return verdict == Verdict::kFree || verdict == V
 std::uint64_t entry_of(std::uint64_t row, std::uint64_t rows, std::uint64_t entries) { return row / (rows / entries); }
 
 /// One behind the last occurrence of `token`, or `begin`. Eight at a time, which compilers turn into wide comparisons.
-const std::int64_t* behind_last(const std::int64_t* begin, const std::int64_t* end, std::int64_t token) {
+template <typename Id>
+const Id* behind_last(const Id* begin, const Id* end, Token token) {
   constexpr std::ptrdiff_t kBlock = 8;
   while (end - begin >= kBlock) {
     std::uint64_t found = 0;
@@ -33,7 +34,8 @@ const std::int64_t* behind_last(const std::int64_t* begin, const std::int64_t* e
 }
 
 /// One behind the last occurrence of any of `tokens`, or 0.
-std::uint64_t begin_behind_last(const std::int64_t* ids, std::uint64_t length, const std::vector<Token>& tokens) {
+template <typename Id>
+std::uint64_t begin_behind_last(const Id* ids, std::uint64_t length, const std::vector<Token>& tokens) {
   std::uint64_t begin = 0;
   for (const Token token : tokens) {
     begin = static_cast<std::uint64_t>(behind_last(ids + begin, ids + length, token) - ids);
@@ -42,7 +44,8 @@ std::uint64_t begin_behind_last(const std::int64_t* ids, std::uint64_t length, c
 }
 
 /// Where an item's tokens lead from the root; those behind a complete item do not matter.
-State walk(const TrieView& view, const std::int64_t* begin, const std::int64_t* end) {
+template <typename Id>
+State walk(const TrieView& view, const Id* begin, const Id* end) {
   std::uint64_t used = 0;
   return view.walk(kRoot, begin, static_cast<std::uint64_t>(end - begin), &used);
 }
@@ -201,13 +204,13 @@ HistoryReader HistoryReader::row(std::uint64_t row) const {
   return {{constraints_[row]}, after_, on_dead_};
 }
 
-Cursor HistoryReader::read_triggered(const Constraint& constraint, const std::int64_t* ids,
-                                     std::uint64_t length) const {
+template <typename Id>
+Cursor HistoryReader::read_triggered(const Constraint& constraint, const Id* ids, std::uint64_t length) const {
   const Token begin_token = constraint.options().begin_token;
-  const std::int64_t* const end = ids + length;
+  const Id* const end = ids + length;
   // Nothing before the last end of turn matters.
-  const std::int64_t* const turn = ids + begin_behind_last(ids, length, constraint.options().eos_tokens);
-  const std::int64_t* const last = behind_last(turn, end, begin_token);
+  const Id* const turn = ids + begin_behind_last(ids, length, constraint.options().eos_tokens);
+  const Id* const last = behind_last(turn, end, begin_token);
   Cursor cursor = constraint.start();
   if (last == turn) return cursor;
   cursor.state = walk(constraint.view(), last, end);
@@ -222,7 +225,7 @@ Cursor HistoryReader::read_triggered(const Constraint& constraint, const std::in
   };
   if (is_unique && (!is_behind || may_exhaust())) {
     const State state = cursor.state;
-    for (const std::int64_t* at = turn; (at = std::find(at, last - 1, begin_token)) != last - 1;) {
+    for (const Id* at = turn; (at = std::find(at, last - 1, begin_token)) != last - 1;) {
       ++at;
       if (!is_behind && (last - at < end - last || !std::equal(last, end, at))) continue;
       cursor.state = walk(constraint.view(), at, last);
@@ -234,14 +237,15 @@ Cursor HistoryReader::read_triggered(const Constraint& constraint, const std::in
   return cursor;
 }
 
-std::vector<std::uint64_t> HistoryReader::response_begins(const HistoryBatch& batch) const {
+template <typename Id>
+std::vector<std::uint64_t> HistoryReader::response_begins(const HistoryBatch& batch, const Id* all) const {
   std::vector<std::uint64_t> begins(batch.rows);
   std::uint64_t last = 0;
   for (std::uint64_t row = 0; row < batch.rows; ++row) {
-    const std::int64_t* const ids = batch.ids + row * batch.length;
+    const Id* const ids = all + row * batch.length;
     if (!after_.empty()) {
-      const std::int64_t* const end = ids + batch.length;
-      const std::int64_t* const found = std::find_end(ids, end, after_.begin(), after_.end());
+      const Id* const end = ids + batch.length;
+      const Id* const found = std::find_end(ids, end, after_.begin(), after_.end());
       if (found == end) {
         throw std::invalid_argument("input_ids[" + std::to_string(row) + "] does not hold the token sequence `after`");
       }
@@ -259,26 +263,33 @@ std::vector<std::uint64_t> HistoryReader::response_begins(const HistoryBatch& ba
   // All prompts are as wide as the widest: up to where that ends, one token over and over that no item begins with is
   // padding. Behind that it is a response that has left the trie.
   for (std::uint64_t row = 0; row < batch.rows && !after_.empty(); ++row) {
-    const std::int64_t* const begin = batch.ids + row * batch.length + begins[row];
-    const std::int64_t* const end = batch.ids + row * batch.length + last;
+    const Id* const begin = all + row * batch.length + begins[row];
+    const Id* const end = all + row * batch.length + last;
     if (begin < end && constraint(batch, row).view().advance(kRoot, narrowed(*begin)) == kOffTrie &&
-        std::all_of(begin, end, [begin](std::int64_t id) { return id == *begin; })) {
+        std::all_of(begin, end, [begin](Id id) { return id == *begin; })) {
       begins[row] = last;
     }
   }
   return begins;
 }
 
-Cursor HistoryReader::read(const HistoryBatch& batch, std::uint64_t row, std::uint64_t begin) const {
+template <typename Id>
+Cursor HistoryReader::read(const HistoryBatch& batch, const Id* ids, std::uint64_t row, std::uint64_t begin) const {
   const Constraint& rules = constraint(batch, row);
   Cursor cursor = rules.start();
   for (std::uint64_t at = begin; at < batch.length && !cursor.finished; ++at) {
-    rules.advance(&cursor, narrowed(batch.ids[row * batch.length + at]));
+    rules.advance(&cursor, narrowed(ids[row * batch.length + at]));
   }
   return cursor;
 }
 
 AllowedRows HistoryReader::allowed(const HistoryBatch& batch, const Poll& poll) const {
+  return batch.narrow_ids != nullptr ? allowed_after(batch, batch.narrow_ids, poll)
+                                     : allowed_after(batch, batch.ids, poll);
+}
+
+template <typename Id>
+AllowedRows HistoryReader::allowed_after(const HistoryBatch& batch, const Id* ids, const Poll& poll) const {
   const auto check_rows = [&](const char* what, std::uint64_t count) {
     if (count > batch.rows || (count > 0 && batch.rows % count != 0)) {
       throw std::invalid_argument(std::string(what) + " has " + std::to_string(count) + " entries, input_ids has " +
@@ -294,12 +305,12 @@ AllowedRows HistoryReader::allowed(const HistoryBatch& batch, const Poll& poll) 
   rows.spans.reserve(batch.rows);
   Cursor previous;
   const bool is_triggered = constraints_.front()->is_triggered();
-  const std::vector<std::uint64_t> begins = is_triggered ? std::vector<std::uint64_t>() : response_begins(batch);
+  const std::vector<std::uint64_t> begins = is_triggered ? std::vector<std::uint64_t>() : response_begins(batch, ids);
   StepPoll polled(poll);
   for (std::uint64_t row = 0; row < batch.rows; ++row) {
     const std::uint64_t listed = rows.tokens.size();
-    Cursor cursor = is_triggered ? read_triggered(constraint(batch, row), batch.ids + row * batch.length, batch.length)
-                                 : read(batch, row, begins[row]);
+    Cursor cursor = is_triggered ? read_triggered(constraint(batch, row), ids + row * batch.length, batch.length)
+                                 : read(batch, ids, row, begins[row]);
     // Beams start out in the same place: list the tokens of a wide node once.
     const bool same = row > 0 && constraints_.size() == 1 && cursor.state == previous.state &&
                       cursor.finished == previous.finished && cursor.spent.empty() && previous.spent.empty();

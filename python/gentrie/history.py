@@ -150,11 +150,13 @@ class HistoryRules:
     def _read(
         reader: _core.HistoryReader, input_ids: torch.Tensor, prompt_lengths: npt.NDArray[np.int64] | None
     ) -> tuple[_core.AllowedRows | None, torch.Tensor]:
+        torch = sys.modules["torch"]
         ids = input_ids
-        if ids.dtype is not sys.modules["torch"].int64 or not ids.is_contiguous():
-            ids = ids.long().contiguous()
+        is_narrow = ids.dtype is torch.int32
+        if not (is_narrow or ids.dtype is torch.int64) or not ids.is_contiguous():
+            ids, is_narrow = ids.long().contiguous(), False
         rows, length = ids.shape
-        return reader.allowed(_validate.address("input_ids", ids), rows, length, prompt_lengths), ids
+        return reader.allowed(_validate.address("input_ids", ids), is_narrow, rows, length, prompt_lengths), ids
 
     def _refuse_closed(self, allowed: _core.AllowedRows, ids: torch.Tensor) -> None:
         if self.on_dead == "error":

@@ -128,7 +128,7 @@ int main() {
   const std::vector<std::int64_t> history(kRows, 1);
   check("HistoryReader::allowed", 3, [&](const Poll& poll) {
     gentrie::HistoryReader({triggered}, {}, gentrie::OnDead::kEos)
-        .allowed({history.data(), kRows / 10, 10, nullptr, 0}, poll);
+        .allowed({history.data(), nullptr, kRows / 10, 10, nullptr, 0}, poll);
   });
   const std::vector<gentrie::Token> text(kRows, 1);
   check("Matcher::validate", 3,

@@ -275,7 +275,7 @@ void use(const std::shared_ptr<const gentrie::Trie>& trie, Choices* choices) {
       if (choices->below(16) == 0) matcher = gentrie::Matcher(matcher);
     }
     const std::int64_t prompt = 0;
-    gentrie::HistoryBatch batch{history.data(), 4, 10, triggered ? nullptr : &prompt, triggered ? 0ULL : 1ULL};
+    gentrie::HistoryBatch batch{history.data(), nullptr, 4, 10, triggered ? nullptr : &prompt, triggered ? 0ULL : 1ULL};
     gentrie::HistoryReader({constraint}, {}, gentrie::OnDead::kEos).allowed(batch);
   });
 }

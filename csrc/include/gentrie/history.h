@@ -10,9 +10,10 @@
 
 namespace gentrie {
 
-/// Token ids [rows, length], not owned, row after row.
+/// Token ids [rows, length], not owned, row after row: 64 bits each, or 32, as engines hold them.
 struct HistoryBatch {
   const std::int64_t* ids = nullptr;
+  const std::int32_t* narrow_ids = nullptr;  ///< in the place of `ids`
   std::uint64_t rows = 0;
   std::uint64_t length = 0;
   /// Where the response begins; null when triggered or where a token sequence says it. One entry may serve several
@@ -55,9 +56,14 @@ class HistoryReader {
 
  private:
   const Constraint& constraint(const HistoryBatch& batch, std::uint64_t row) const;
-  Cursor read_triggered(const Constraint& constraint, const std::int64_t* ids, std::uint64_t length) const;
-  std::vector<std::uint64_t> response_begins(const HistoryBatch& batch) const;
-  Cursor read(const HistoryBatch& batch, std::uint64_t row, std::uint64_t begin) const;
+  template <typename Id>
+  AllowedRows allowed_after(const HistoryBatch& batch, const Id* ids, const Poll& poll) const;
+  template <typename Id>
+  Cursor read_triggered(const Constraint& constraint, const Id* ids, std::uint64_t length) const;
+  template <typename Id>
+  std::vector<std::uint64_t> response_begins(const HistoryBatch& batch, const Id* ids) const;
+  template <typename Id>
+  Cursor read(const HistoryBatch& batch, const Id* ids, std::uint64_t row, std::uint64_t begin) const;
 
   std::vector<std::shared_ptr<const Constraint>> constraints_;
   std::vector<Token> after_;

@@ -218,7 +218,8 @@ struct TrieView {
 
   /// Follows `tokens` until one leads to a leaf or off the trie. `*used` is how many were valid; the state is kOffTrie
   /// if one was not.
-  State walk(State state, const std::int64_t* tokens, std::uint64_t count, std::uint64_t* used) const {
+  template <typename Id>
+  State walk(State state, const Id* tokens, std::uint64_t count, std::uint64_t* used) const {
     std::uint64_t at = 0;
     while (at < count && state >= 0 && !is_leaf(state)) {
       std::uint64_t remaining = remaining_of(state);
