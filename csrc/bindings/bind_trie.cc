@@ -123,6 +123,22 @@ State walk(const TrieView& view, State state, const InputArray<std::int64_t>& to
   return state >= 0 && used < count ? kOffTrie : state;  // tokens behind a complete sequence
 }
 
+/// The state after a list of plain ints, or -3 where something else is in it and has to be named.
+State walk_list(const TrieView& view, const py::list& tokens, State state) {
+  constexpr State kNotPlain = -3;
+  std::vector<std::int64_t> ids(tokens.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    PyObject* const token = PyList_GET_ITEM(tokens.ptr(), static_cast<py::ssize_t>(i));
+    int overflow = 0;
+    if (!PyLong_CheckExact(token)) return kNotPlain;
+    ids[i] = PyLong_AsLongLongAndOverflow(token, &overflow);
+    if (overflow != 0) return kNotPlain;
+  }
+  std::uint64_t used = 0;
+  state = view.walk(state, ids.data(), ids.size(), &used);
+  return state >= 0 && used < ids.size() ? kOffTrie : state;
+}
+
 py::array_t<std::int64_t> items_of(const TrieView& view, LeafRange leaves) {
   std::vector<std::int64_t> items;
   {
@@ -272,6 +288,12 @@ void bind_trie(py::module_& module) {
           "walk",
           [](const Trie& trie, const InputArray<std::int64_t>& tokens, State state) {
             return walk(trie.view(), checked(trie.view(), state), tokens);
+          },
+          arg("tokens"), arg("state"))
+      .def(
+          "walk_list",
+          [](const Trie& trie, const py::list& tokens, State state) {
+            return walk_list(trie.view(), tokens, checked(trie.view(), state));
           },
           arg("tokens"), arg("state"))
       .def(

@@ -94,8 +94,12 @@ std::shared_ptr<const Trie> build_trie(const SequenceSource& source, const Build
   Reporter reporter(options, source.num_rows);
   check_source(source, reporter.part(0.0, 0.0));
   if (source.num_rows == 0) throw std::invalid_argument(source.name + " is empty: a catalog needs at least one item");
-  const int num_threads = threads_of(options);
-  MemoryBudget budget(memory_of(options));
+  // For so few, threads take longer to start than the work, and the system longer to say how much memory it has.
+  constexpr std::uint64_t kFewValues = 1 << 13;
+  const bool is_small = source.num_values + source.num_rows < kFewValues;
+  const int num_threads = is_small ? 1 : threads_of(options);
+  MemoryBudget budget(is_small && options.memory_limit == 0 ? std::numeric_limits<std::uint64_t>::max() / 2
+                                                            : memory_of(options));
   FrontCoded catalog = sort_rows(source, 0, source.num_rows, options, num_threads, &budget, reporter.part(0.0, 0.6));
   auto trie = lay_out(std::move(catalog), options, num_threads, &budget, reporter.part(0.6, 1.0));
   reporter.finish();

@@ -604,6 +604,10 @@ class TokenTrie:
 
     def walk(self, tokens: Sequence[int] | npt.NDArray[Any], state: int = 0) -> int:
         """State after several tokens."""
+        if type(tokens) is list and type(state) is int and -2 <= state < 2**63:
+            reached = self._core.walk_list(tokens, state)
+            if reached != -3:  # otherwise what is no token is named below
+                return reached
         return self._core.walk(_validate.token_row("tokens", tokens), _validate.state(state))
 
     def next_tokens_batch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -352,3 +353,20 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "building" in captured.err
+
+
+@given(catalogs(), st.data())
+@examples(60)
+def test_a_list_of_tokens_leads_where_an_array_does(catalog: Catalog, data: st.DataObject):
+    trie = catalog.build()
+    rows = data.draw(st.lists(st.sampled_from(catalog.rows), min_size=1, max_size=3))
+    tokens = [token for row in rows for token in row][: data.draw(st.integers(0, 12))]
+    tokens += data.draw(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 80), max_size=2))
+    state = data.draw(st.sampled_from([-2, -1, 0, trie.walk(np.array(rows[0][:1]))]))
+    assert trie.walk(tokens, state) == trie.walk(np.array(tokens, dtype=np.int64), state)
+
+
+@pytest.mark.parametrize("token", [True, 1.0, "1", None, 2**63])
+def test_a_list_that_holds_no_tokens_is_refused(token: Any):
+    with pytest.raises((TypeError, ValueError), match="tokens"):
+        TokenTrie.from_sequences([[1, 2]], vocab_size=4).walk([1, token])
