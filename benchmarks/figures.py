@@ -46,9 +46,11 @@ FEWER_ROUNDS = {"best_first": 3, "beam_search": 3}
 WITH_TABLES_OF_THEIR_OWN = ("gentrie bench table-a2", "python benchmarks/office_training.py")
 SCRIPTS = (
     "lookup",
+    "calls",
     "processor",
     "catalog_50k",
     "matcher",
+    "beam_stepper",
     "layout",
     "losses",
     "training_step",
