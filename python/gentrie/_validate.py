@@ -221,7 +221,8 @@ def metadata(value: Mapping[Any, Any] | None, *, reserved: Sequence[str] = ()) -
 
 
 def bitmask(mask: object, vocab_size: int) -> tuple[int, int, int, int]:
-    """An int32 token bitmask [batch, words] on the CPU whose rows are contiguous, apart, and cover ``vocab_size``.
+    """An int32 token bitmask [batch, words] in host memory, a tensor or an array, whose rows are contiguous, apart, and
+    cover ``vocab_size``.
 
     Returns ``(address, batch, words, words from one row to the next)``. Engines fill one at every token, so a sound
     mask is seen to be so in one expression.
@@ -233,7 +234,20 @@ def bitmask(mask: object, vocab_size: int) -> tuple[int, int, int, int]:
                 return address("bitmask", mask), batch, words, words
             if mask.stride(1) == 1 and mask.stride(0) >= words:
                 return address("bitmask", mask), batch, words, mask.stride(0)
+    if isinstance(mask, np.ndarray) and mask.dtype == np.int32 and mask.ndim == 2 and mask.flags.behaved:
+        batch, words = mask.shape
+        if words * 32 >= vocab_size and has_rows_apart(mask):
+            return mask.ctypes.data, batch, words, mask.strides[0] // 4
     _refuse_bitmask(mask, vocab_size)
+
+
+def has_rows_apart(array: npt.NDArray[Any]) -> bool:
+    """Whether the rows of a two-dimensional array are contiguous and share no memory."""
+    rows, width = array.shape
+    step = array.itemsize
+    return (width < 2 or array.strides[1] == step) and (
+        rows < 2 or (array.strides[0] >= width * step and array.strides[0] % step == 0)
+    )
 
 
 def address(name: str, tensor: torch.Tensor) -> int:
@@ -285,8 +299,18 @@ def history_and_scores(input_ids: object, scores: object, vocab_size: int) -> tu
 
 
 def _refuse_bitmask(mask: object, vocab_size: int) -> NoReturn:
+    if isinstance(mask, np.ndarray):
+        if mask.dtype != np.int32:
+            raise TypeError(f"bitmask has dtype {mask.dtype}, expected int32")
+        if mask.ndim != 2:
+            raise ValueError(f"bitmask has shape {mask.shape}, expected [batch, ceil(vocab_size / 32)]")
+        if mask.shape[1] * 32 < vocab_size:
+            raise ValueError(f"bitmask has {mask.shape[1]} words a row, fewer than vocab_size={vocab_size} needs")
+        if not mask.flags.behaved:
+            raise ValueError("bitmask is read-only or not aligned")
+        raise ValueError(f"bitmask has strides {mask.strides}, expected contiguous rows that share no memory")
     if not is_tensor(mask):
-        raise TypeError(f"bitmask is a {type(mask).__name__}, expected a torch.Tensor")
+        raise TypeError(f"bitmask is a {type(mask).__name__}, expected a torch.Tensor or a numpy array")
     if mask.dtype != sys.modules["torch"].int32:
         raise TypeError(f"bitmask has dtype {mask.dtype}, expected torch.int32")
     if mask.dim() != 2:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from gentrie import _core, _validate
@@ -22,20 +23,24 @@ def get_bitmask_shape(batch_size: int, vocab_size: int) -> tuple[int, int]:
 
 
 def allocate_token_bitmask(batch_size: int, vocab_size: int) -> torch.Tensor:
-    """A bitmask on the CPU that allows everything."""
+    """A bitmask on the CPU that allows everything. Without torch,
+    ``np.full(get_bitmask_shape(batch_size, vocab_size), -1, dtype=np.int32)`` serves as well."""
     library: Any = require("torch", extra="hf")
     mask: torch.Tensor = library.full(get_bitmask_shape(batch_size, vocab_size), -1, dtype=library.int32)
     return mask
 
 
-def reset_token_bitmask(bitmask: torch.Tensor) -> None:
+def reset_token_bitmask(bitmask: torch.Tensor | npt.NDArray[np.int32]) -> None:
     """Allow everything again."""
-    bitmask.fill_(-1)
+    if isinstance(bitmask, np.ndarray):
+        bitmask.fill(-1)
+    else:
+        bitmask.fill_(-1)
 
 
 def apply_token_bitmask_inplace(
-    logits: torch.Tensor,
-    bitmask: torch.Tensor,
+    logits: torch.Tensor | npt.NDArray[Any],
+    bitmask: torch.Tensor | npt.NDArray[np.int32],
     *,
     vocab_size: int | None = None,
     indices: Sequence[int] | npt.NDArray[Any] | None = None,
@@ -49,9 +54,9 @@ def apply_token_bitmask_inplace(
     Parameters
     ----------
     logits
-        Floating point [batch, vocabulary] or [vocabulary].
+        Floating point [batch, vocabulary] or [vocabulary], a tensor or a numpy array.
     bitmask
-        int32 [batch, words] or [words], on the same device.
+        int32 [batch, words] or [words]: of the same kind, on the same device.
     vocab_size
         Tokens from here on are forbidden; default: the bitmask's width.
     indices
@@ -62,10 +67,17 @@ def apply_token_bitmask_inplace(
     ValueError, TypeError
         For other dtypes, shapes, devices, logits whose rows share memory, or rows outside both.
     """
+    if isinstance(logits, np.ndarray) and isinstance(bitmask, np.ndarray):
+        _apply_to_array(logits, bitmask, vocab_size, indices)
+    else:
+        _apply_to_tensor(logits, bitmask, vocab_size, indices)
+
+
+def _apply_to_tensor(logits: Any, bitmask: Any, vocab_size: int | None, indices: object) -> None:
     library: Any = require("torch", extra="hf")
     for name, tensor in (("logits", logits), ("bitmask", bitmask)):
         if not _validate.is_tensor(tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor, or numpy arrays both")
         if tensor.dim() not in (1, 2):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected one or two dimensions")
     if not logits.is_floating_point():
@@ -105,6 +117,50 @@ def apply_token_bitmask_inplace(
         library.autograd.graph.increment_version(logits)
 
 
+def _apply_to_array(
+    logits: npt.NDArray[Any], bitmask: npt.NDArray[Any], vocab_size: int | None, indices: object
+) -> None:
+    for name, array in (("logits", logits), ("bitmask", bitmask)):
+        if array.ndim not in (1, 2):
+            raise ValueError(f"{name} has shape {array.shape}, expected one or two dimensions")
+    pattern = _PATTERNS.get(logits.dtype.name)
+    if pattern is None or not logits.dtype.isnative:
+        raise TypeError(f"logits has dtype {logits.dtype}, expected one of {', '.join(_PATTERNS)}")
+    if bitmask.dtype != np.int32:
+        raise TypeError(f"bitmask has dtype {bitmask.dtype}, expected int32")
+    rows, mask = np.atleast_2d(logits), np.ascontiguousarray(np.atleast_2d(bitmask))
+    if indices is None and len(rows) != len(mask):
+        raise ValueError(f"logits has {len(rows)} rows, bitmask has {len(mask)}; give indices")
+    if not logits.flags.behaved:
+        raise ValueError("logits is read-only or not aligned")
+    if not _validate.has_rows_apart(rows):
+        raise ValueError(f"logits has strides {logits.strides}, expected contiguous rows that share no memory")
+    limit = mask.shape[1] * 32 if vocab_size is None else _validate.integer("vocab_size", vocab_size, 0, 2**31 - 1)
+    chosen = _validate.row_indices("indices", indices, None, min(len(rows), len(mask)))
+    step = rows.itemsize
+    _core.apply_bitmask(
+        rows.ctypes.data,
+        rows.shape[1],
+        rows.strides[0] // step,
+        step,
+        pattern,
+        mask.ctypes.data,
+        mask.shape[1],
+        mask.strides[0] // 4,
+        limit,
+        chosen,
+    )
+
+
+_PATTERNS = {
+    "float16": 0xFC00,
+    "bfloat16": 0xFF80,
+    "float32": 0xFF800000,
+    "float64": 0xFFF0000000000000,
+}
+"""Bit patterns of -inf."""
+
+
 @cache
 def minus_infinity(dtype: torch.dtype) -> int:
     """Bit pattern of -inf in a floating point type.
@@ -114,13 +170,7 @@ def minus_infinity(dtype: torch.dtype) -> int:
     TypeError
         For types that have no infinity or are not 2, 4 or 8 bytes wide.
     """
-    patterns = {
-        "torch.float16": 0xFC00,
-        "torch.bfloat16": 0xFF80,
-        "torch.float32": 0xFF800000,
-        "torch.float64": 0xFFF0000000000000,
-    }
-    pattern = patterns.get(str(dtype))
+    pattern = _PATTERNS.get(str(dtype).removeprefix("torch."))
     if pattern is None:
-        raise TypeError(f"dtype {dtype} is not one of {', '.join(patterns)}")
+        raise TypeError(f"dtype {dtype} is not one of {', '.join(_PATTERNS)}")
     return pattern

@@ -164,7 +164,7 @@ class TrieMatcher:
         every = np.arange(self._vocab_size, dtype=np.int32)
         return every if verdict == _core.Verdict.FREE else np.delete(every, self._constraint.begin_token_id)
 
-    def fill_next_token_bitmask(self, bitmask: torch.Tensor, index: int = 0) -> bool:
+    def fill_next_token_bitmask(self, bitmask: torch.Tensor | npt.NDArray[np.int32], index: int = 0) -> bool:
         """Write row ``index`` of a token bitmask (int32 [batch, words], 1 = allowed, on the CPU).
 
         Returns whether it forbids anything that the model has; if not, applying it may be skipped. In free text all
@@ -187,7 +187,7 @@ class TrieMatcher:
 
 def batch_fill_next_token_bitmask(
     matchers: Sequence[TrieMatcher],
-    bitmask: torch.Tensor,
+    bitmask: torch.Tensor | npt.NDArray[np.int32],
     indices: Sequence[int] | npt.NDArray[Any] | None = None,
     *,
     num_threads: int = 1,

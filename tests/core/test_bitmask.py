@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import gentrie  # noqa: E402
+from gentrie import TokenTrie, TrieMatcher  # noqa: E402
 from gentrie import bitmask as masks  # noqa: E402
 from gentrie.kernels import reference  # noqa: E402
 
@@ -253,3 +254,71 @@ LOGITS, MASK = torch.zeros(2, 64), torch.zeros(2, 2, dtype=torch.int32)
 def test_bad_input_is_named(logits: Any, mask: Any, options: dict[str, Any], kind: type[Exception], part: str):
     with pytest.raises(kind, match=part):
         masks.apply_token_bitmask_inplace(logits, mask, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("width", [40, 64, 70])
+def test_arrays_are_masked_as_tensors_are(dtype: Any, width: int):
+    random = np.random.default_rng(0)
+    mask = random.integers(-(2**31), 2**31, (3, 2)).astype(np.int32)
+    logits = random.normal(size=(4, width)).astype(dtype)
+    for vocab_size, indices in ((None, [2, 0]), (37, [1]), (64, [])):
+        expected = torch.from_numpy(logits.copy())
+        gentrie.apply_token_bitmask_inplace(expected, torch.from_numpy(mask), vocab_size=vocab_size, indices=indices)
+        own = np.full((8, width + 3), 7, dtype=dtype)  # rows apart, among others
+        own[::2, :width] = logits
+        gentrie.apply_token_bitmask_inplace(own[::2, :width], mask, vocab_size=vocab_size, indices=indices)
+        np.testing.assert_array_equal(own[::2, :width], expected.numpy())
+        assert (own[1::2] == 7).all()
+        assert (own[:, width:] == 7).all()
+
+
+def test_matchers_fill_arrays():
+    trie = TokenTrie.from_sequences([[4, 6], [40]], vocab_size=48, end_token_id=1)
+    matchers = [TrieMatcher(trie), TrieMatcher(trie)]
+    matchers[1].accept_token(4)
+    shape = gentrie.get_bitmask_shape(2, 48)
+    arrays, tensors = np.full(shape, -1, dtype=np.int32), gentrie.allocate_token_bitmask(2, 48)
+    gentrie.batch_fill_next_token_bitmask(matchers, arrays)
+    gentrie.batch_fill_next_token_bitmask(matchers, tensors)
+    np.testing.assert_array_equal(arrays, tensors.numpy())
+    gentrie.reset_token_bitmask(arrays)
+    assert (arrays == -1).all()
+    matchers[1].fill_next_token_bitmask(arrays, 1)
+    np.testing.assert_array_equal(arrays[1], tensors[1].numpy())
+    logits = np.zeros(48, dtype=np.float32)
+    gentrie.apply_token_bitmask_inplace(logits, arrays[1])
+    assert np.flatnonzero(np.isfinite(logits)).tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "part"),
+    [
+        (np.zeros((1, 2), dtype=np.int64), TypeError, "bitmask has dtype int64"),
+        (np.zeros(2, dtype=np.int32), ValueError, "bitmask has shape"),
+        (np.zeros((1, 1), dtype=np.int32), ValueError, "bitmask has 1 words a row"),
+        (np.zeros((1, 4), dtype=np.int32)[:, ::2], ValueError, "bitmask has strides"),
+        (np.broadcast_to(np.zeros((1, 2), dtype=np.int32), (3, 2)), ValueError, "bitmask is read-only"),
+        ([[0, 0]], TypeError, "bitmask is a list"),
+    ],
+)
+def test_arrays_that_are_no_masks_are_refused(mask: Any, kind: type[Exception], part: str):
+    matcher = TrieMatcher(TokenTrie.from_sequences([[4, 6], [40]], vocab_size=48, end_token_id=1))
+    with pytest.raises(kind, match=part):
+        matcher.fill_next_token_bitmask(mask)
+
+
+@pytest.mark.parametrize(
+    ("logits", "mask", "kind", "part"),
+    [
+        (np.zeros((1, 40), dtype=np.int32), np.zeros((1, 2), np.int32), TypeError, "logits has dtype int32"),
+        (np.zeros((1, 40), dtype=">f4"), np.zeros((1, 2), np.int32), TypeError, "logits has dtype >f4"),
+        (np.zeros((2, 40), np.float32), np.zeros((1, 2), np.int32), ValueError, "logits has 2 rows"),
+        (np.zeros((1, 80), np.float32)[:, ::2], np.zeros((1, 2), np.int32), ValueError, "logits has strides"),
+        (np.zeros((1, 1, 40), np.float32), np.zeros((1, 2), np.int32), ValueError, "logits has shape"),
+        (np.zeros((1, 40), np.float32), torch.zeros(1, 2, dtype=torch.int32), TypeError, "logits is a ndarray"),
+    ],
+)
+def test_arrays_that_are_no_logits_are_refused(logits: Any, mask: Any, kind: type[Exception], part: str):
+    with pytest.raises(kind, match=part):
+        gentrie.apply_token_bitmask_inplace(logits, mask)
