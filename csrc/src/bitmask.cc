@@ -8,25 +8,66 @@ namespace gentrie {
 
 namespace {
 
+/// 32 logits, each kept or forbidden by a bit; without a branch, which random bits would mislead.
+template <typename Word>
+[[gnu::always_inline]] inline void apply_bits(Word* logits, std::uint32_t bits, Word minus_infinity) {
+  for (std::uint32_t t = 0; t < 32; ++t) {
+    const auto keep = static_cast<Word>(-static_cast<Word>(bits >> t & 1U));
+    logits[t] = static_cast<Word>((logits[t] & keep) | (minus_infinity & ~keep));
+  }
+}
+
+template <typename Word>
+[[gnu::always_inline]] inline void apply_row(Word* logits, const std::int32_t* bitmask, std::uint64_t covered,
+                                             Word minus_infinity) {
+  const std::uint64_t whole = covered / 32 * 32;
+  for (std::uint64_t begin = 0; begin < whole; begin += 32) {
+    const auto bits = static_cast<std::uint32_t>(bitmask[begin / 32]);
+    if (bits == 0xFFFFFFFF) continue;
+    if (bits == 0) {
+      std::fill_n(logits + begin, 32, minus_infinity);
+    } else {
+      apply_bits(logits + begin, bits, minus_infinity);
+    }
+  }
+  for (std::uint64_t t = whole; t < covered; ++t) {
+    if (!(static_cast<std::uint32_t>(bitmask[t / 32]) >> t % 32 & 1)) logits[t] = minus_infinity;
+  }
+}
+
+template <typename Word>
+using RowFunction = void (*)(Word*, const std::int32_t*, std::uint64_t, Word);
+
+template <typename Word>
+void plain_row(Word* logits, const std::int32_t* bitmask, std::uint64_t covered, Word minus_infinity) {
+  apply_row(logits, bitmask, covered, minus_infinity);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+template <typename Word>
+[[gnu::target("avx2")]] void avx2_row(Word* logits, const std::int32_t* bitmask, std::uint64_t covered,
+                                      Word minus_infinity) {
+  apply_row(logits, bitmask, covered, minus_infinity);
+}
+template <typename Word>
+RowFunction<Word> best_row() {
+  return __builtin_cpu_supports("avx2") ? avx2_row<Word> : plain_row<Word>;
+}
+#else
+template <typename Word>
+RowFunction<Word> best_row() {
+  return plain_row<Word>;
+}
+#endif
+
 template <typename Word>
 void apply(const MaskedLogits& masked, const std::int64_t* rows, std::uint64_t num_rows) {
+  static const RowFunction<Word> row_function = best_row<Word>();
   const auto minus_infinity = static_cast<Word>(masked.minus_infinity);
   const std::uint64_t covered = std::min({masked.width, masked.vocab_size, masked.num_words * 32});
   for (std::uint64_t i = 0; i < num_rows; ++i) {
     Word* logits = static_cast<Word*>(masked.logits) + rows[i] * masked.logits_stride;
-    const std::int32_t* bitmask = masked.bitmask + rows[i] * masked.bitmask_stride;
-    for (std::uint64_t begin = 0; begin < covered; begin += 32) {
-      const auto bits = static_cast<std::uint32_t>(bitmask[begin / 32]);
-      if (bits == 0xFFFFFFFF) continue;
-      const std::uint64_t end = std::min(begin + 32, covered);
-      if (bits == 0) {
-        std::fill(logits + begin, logits + end, minus_infinity);
-      } else {
-        for (std::uint64_t t = begin; t < end; ++t) {
-          if (!(bits >> (t - begin) & 1)) logits[t] = minus_infinity;
-        }
-      }
-    }
+    row_function(logits, masked.bitmask + rows[i] * masked.bitmask_stride, covered, minus_infinity);
     std::fill(logits + covered, logits + masked.width, minus_infinity);
   }
 }
