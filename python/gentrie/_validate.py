@@ -268,7 +268,9 @@ def row_indices(name: str, value: object, count: int | None, num_rows: int) -> I
 
     An array of their own: what another thread writes to ``value`` after this check cannot lead outside.
     """
-    rows = np.arange(num_rows if count is None else count) if value is None else token_row(name, value).copy()
+    if value is None and (count is None or count <= num_rows):
+        return np.arange(num_rows if count is None else count)
+    rows = np.arange(count or 0) if value is None else token_row(name, value).copy()
     if count is not None and rows.size != count:
         raise ValueError(f"{name} has {rows.size} entries, expected {count}")
     for i in np.flatnonzero((rows < 0) | (rows >= num_rows))[:1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def apply_token_bitmask_inplace(
 
 
 def _apply_to_tensor(logits: Any, bitmask: Any, vocab_size: int | None, indices: object) -> None:
-    library: Any = require("torch", extra="hf")
+    library: Any = sys.modules.get("torch") or require("torch", extra="hf")
     for name, tensor in (("logits", logits), ("bitmask", bitmask)):
         if not _validate.is_tensor(tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor, or numpy arrays both")
@@ -86,7 +87,7 @@ def _apply_to_tensor(logits: Any, bitmask: Any, vocab_size: int | None, indices:
         raise TypeError(f"bitmask has dtype {bitmask.dtype}, expected torch.int32")
     if logits.device != bitmask.device:
         raise ValueError(f"logits is on {logits.device}, bitmask on {bitmask.device}, expected one device")
-    rows, mask = library.atleast_2d(logits), library.atleast_2d(bitmask)
+    rows, mask = (tensor if tensor.dim() == 2 else tensor[None] for tensor in (logits, bitmask))
     if indices is None and rows.shape[0] != mask.shape[0]:
         raise ValueError(f"logits has {rows.shape[0]} rows, bitmask has {mask.shape[0]}; give indices")
     limit = mask.shape[1] * 32 if vocab_size is None else _validate.integer("vocab_size", vocab_size, 0, 2**31 - 1)
