@@ -20,10 +20,18 @@ template <typename Word>
 template <typename Word>
 [[gnu::always_inline]] inline void apply_row(Word* logits, const std::int32_t* bitmask, std::uint64_t covered,
                                              Word minus_infinity) {
+  constexpr std::uint64_t kWords = 16;  // of which all allow everything, as in free text
   const std::uint64_t whole = covered / 32 * 32;
   for (std::uint64_t begin = 0; begin < whole; begin += 32) {
     const auto bits = static_cast<std::uint32_t>(bitmask[begin / 32]);
-    if (bits == 0xFFFFFFFF) continue;
+    if (bits == 0xFFFFFFFF) {
+      for (; begin + (kWords + 1) * 32 <= whole; begin += kWords * 32) {
+        std::int32_t all = -1;
+        for (std::uint64_t i = 1; i <= kWords; ++i) all &= bitmask[begin / 32 + i];
+        if (all != -1) break;
+      }
+      continue;
+    }
     if (bits == 0) {
       std::fill_n(logits + begin, 32, minus_infinity);
     } else {

@@ -322,3 +322,15 @@ def test_arrays_that_are_no_masks_are_refused(mask: Any, kind: type[Exception], 
 def test_arrays_that_are_no_logits_are_refused(logits: Any, mask: Any, kind: type[Exception], part: str):
     with pytest.raises(kind, match=part):
         gentrie.apply_token_bitmask_inplace(logits, mask)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_long_stretches_that_allow_everything_are_passed_over(seed: int):
+    random = np.random.default_rng(seed)
+    words = np.full(100, -1, dtype=np.int32)
+    for begin in random.integers(0, 100, 4):
+        words[begin : begin + random.integers(1, 30)] = random.choice([0, 5, -7, -1])
+    logits = torch.randn(1, int(random.integers(3100, 3300)))
+    expected = by_loop(logits, torch.from_numpy(words)[None], 10**9, [0])
+    gentrie.apply_token_bitmask_inplace(logits, torch.from_numpy(words)[None])
+    assert torch.equal(logits, expected)
