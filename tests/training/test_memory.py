@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,3 +46,34 @@ def test_free_text_from_half_precision_logits(loss: Callable[..., Any]) -> None:
     """Their gradient is as large as they are, half of float32; beside it there are chunks only."""
     logits = torch.randn(TOKENS, VOCAB, dtype=torch.bfloat16, requires_grad=True)
     assert peak_bytes(lambda: loss(logits, LABELS).backward()) < DENSE * (1 / 2 + 1 / 8)
+
+
+def grown(steps: int) -> int:
+    """Bytes that the process holds more after so many training steps of every kind than after a tenth of them."""
+    trie = TokenTrie.from_sequences([[2, 5], [3, 5], [3, 6]], vocab_size=16, end_token_id=1)
+    labels, head = torch.tensor([[2, 5, 1], [3, 6, 1]]), torch.randn(16, HIDDEN)
+    logits = torch.randn(2, 3, 16, requires_grad=True)
+    hidden = torch.randn(2, 3, HIDDEN, requires_grad=True)
+    before = 0
+    for step in range(steps):
+        if step == steps // 10:
+            before = resident_bytes()
+        bear_loss(logits, labels, trie=trie, beam_width=2).backward()
+        linear_bear_loss(hidden, head, labels, trie=trie, beam_width=2).backward()
+        logits.grad = hidden.grad = None
+    return resident_bytes() - before
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_the_steps() -> None:
+    assert grown(5000) < 16 << 20
+
+
+if __name__ == "__main__":
+    print(f"{grown(100_000):,} bytes more after 100,000 steps than after 10,000")
